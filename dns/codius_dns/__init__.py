@@ -1,0 +1,1 @@
+"""The authoritative responder for the host's zone."""

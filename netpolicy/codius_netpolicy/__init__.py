@@ -1,0 +1,1 @@
+"""Pod links, routes and nftables: who may talk to whom."""

@@ -1,0 +1,182 @@
+"""The values that cross borders inside the node: manifests, pods as wanted, pods as found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from ipaddress import IPv4Address
+from typing import Final, NewType
+
+ManifestHash = NewType("ManifestHash", str)
+"""52 characters of `a-z2-7`: the name of a manifest, and the first label of its pod's hostname."""
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+MEMORY_SMALL: Final = 512 * 1024 * 1024
+"""Bytes for the whole pod of a `machine: small` manifest."""
+VCPUS_SMALL: Final = 1.0
+PIDS_SMALL: Final = 512
+"""Processes and threads in the whole pod: a fork bomb's ceiling, far above what a small pod needs."""
+
+
+class Machine(StrEnum):
+    """The sizes a manifest can ask for."""
+
+    SMALL = "small"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a whole pod may use. `memory` in bytes, `vcpus` in CPUs, `pids` in tasks."""
+
+    memory: int = MEMORY_SMALL
+    vcpus: float = VCPUS_SMALL
+    pids: int = PIDS_SMALL
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container as its manifest describes it; environment values are not yet interpolated."""
+
+    id: str
+    image: str
+    command: tuple[str, ...] | None = None
+    workdir: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A public variable: its value, or with `encoding` the hash of the private one."""
+
+    value: str
+    encoding: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateVariable:
+    """A private value with its nonce. Never printed: repr shows no content."""
+
+    nonce: str = field(repr=False)
+    value: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A valid public manifest. `document` is the JSON exactly as parsed: it is what the hash names."""
+
+    hash: ManifestHash
+    name: str
+    version: str
+    machine: Machine
+    port: int | None
+    containers: tuple[Container, ...]
+    variables: Mapping[str, Variable]
+    debug: bool
+    document: Mapping[str, Json] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What a client sends: the public manifest and the values of its private variables."""
+
+    manifest: Manifest
+    private: Mapping[str, PrivateVariable] = field(default_factory=dict, repr=False)
+
+
+class PodState(StrEnum):
+    """The life of a pod as the store records it; the transitions are in `lifecycle`."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod as wanted: one row of the store. Times are aware UTC datetimes."""
+
+    manifest: Manifest
+    state: PodState
+    created_at: datetime
+    expires_at: datetime
+    address: IPv4Address
+
+    @property
+    def hash(self) -> ManifestHash:
+        """The pod's name is its manifest's hash."""
+        return self.manifest.hash
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """One container, ready for the engine: names final, environment complete and in order."""
+
+    name: str
+    image: str
+    command: tuple[str, ...] | None
+    workdir: str | None
+    environment: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PodSpec:
+    """A pod, ready for the engine. `address` is the pod's own address, for its /etc/hosts."""
+
+    hash: ManifestHash
+    containers: tuple[ContainerSpec, ...]
+    limits: Limits
+    address: IPv4Address
+
+
+class FoundState(StrEnum):
+    """What the engine sees of a pod: all of it runs, some of it does not, or it never started."""
+
+    RUNNING = "running"
+    DEGRADED = "degraded"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPod:
+    """A pod as found in the engine. `netns` is the infra container's network namespace, if it runs."""
+
+    hash: ManifestHash
+    state: FoundState
+    netns: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line a container wrote; `text` without its newline."""
+
+    container: str
+    stream: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """A sentence about a pull that is under way."""
+
+    image: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A price for a duration: `price` in the asset's base units (10^-scale), `duration` in seconds."""
+
+    hash: ManifestHash
+    duration: int
+    price: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where visitors of a pod are sent."""
+
+    address: str
+    port: int

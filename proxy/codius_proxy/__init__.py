@@ -1,0 +1,1 @@
+"""The front door: hostname router, HTTP/1.1, WebSocket."""
