@@ -141,11 +141,10 @@ class FoundState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FoundPod:
-    """A pod as found in the engine. `netns` is the infra container's network namespace, if it runs."""
+    """A pod as found in the engine: running, partly running or stopped."""
 
     hash: ManifestHash
     state: FoundState
-    netns: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +179,20 @@ class Target:
 
     address: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The host's room: `free_memory` in bytes; `full` when the next upload would be refused."""
+
+    full: bool
+    free_memory: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
+class Currency:
+    """What prices are counted in: base units of 10^-scale of `code`."""
+
+    code: str
+    scale: int

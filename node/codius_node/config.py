@@ -1,0 +1,477 @@
+"""The settings: each declared once, read from environment variables, checked before anything starts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from decimal import Decimal, InvalidOperation
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from codius_node.errors import SettingsError
+
+T = TypeVar("T")
+
+HOST_PATTERN: Final = re.compile(
+    r"(?=.{1,190}\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*"
+)
+"""A host name that leaves room for a 52-character label and its dot within DNS's 253 (RFC 1035 2.3.4)."""
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+MAX_PROXY_WORKERS: Final = 64
+"""Workers; more than the CPUs of any machine this is meant for is a typing error."""
+POD_POOL_PREFIXES: Final = range(16, 29)
+"""A pool of /16 (65 000 pods) down to /28 (a dozen)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicUri:
+    """The address under which the world sees this host; pods live one label below it."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def netloc(self) -> str:
+        """Host, with the port where it is not the scheme's own."""
+        return self.host if self.port == DEFAULT_PORTS[self.scheme] else f"{self.host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """`http://codius.localhost:3000`: no slash at the end."""
+        return f"{self.scheme}://{self.netloc}"
+
+    def pod_url(self, manifest_hash: str) -> str:
+        """Where visitors find the pod of this manifest."""
+        return f"{self.scheme}://{manifest_hash}.{self.netloc}/"
+
+    def __str__(self) -> str:
+        return self.origin
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The declaration of one setting: what --help, the docs table and the templates are made from."""
+
+    name: str
+    accepts: str
+    default: str
+    help: str
+    parse: Callable[[str], object]
+    aliases: tuple[str, ...] = ()
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _boolean(value: str) -> bool:
+    lowered = value.lower()
+    if lowered in {"true", "1", "yes", "on"}:
+        return True
+    if lowered in {"false", "0", "no", "off"}:
+        return False
+    raise ValueError
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not low <= int(value) <= high:
+            raise ValueError
+        return int(value)
+
+    return parse
+
+
+def _price(value: str) -> Decimal:
+    try:
+        price = Decimal(value)
+    except InvalidOperation as error:
+        raise ValueError from error
+    if not price.is_finite() or not 0 <= price <= 10**12:
+        raise ValueError
+    return price
+
+
+def _fraction(value: str) -> float:
+    fraction = float(value)
+    if not 0 < fraction <= 1:
+        raise ValueError
+    return fraction
+
+
+def _path(value: str) -> Path:
+    path = Path(value)
+    if not path.is_absolute():
+        raise ValueError
+    return path
+
+
+def _socket(value: str) -> Path:
+    # podman and docker people write unix:///run/podman/podman.sock
+    return _path(value.removeprefix("unix://"))
+
+
+def parse_public_uri(value: str) -> PublicUri:
+    """An http(s) URI with a host name and nothing behind it; ValueError otherwise."""
+    parts = urlsplit(value)
+    host = (parts.hostname or "").lower()
+    if parts.scheme not in DEFAULT_PORTS or parts.username is not None or parts.password is not None:
+        raise ValueError
+    if parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError
+    if not HOST_PATTERN.fullmatch(host) or host.rpartition(".")[2].isdigit():
+        raise ValueError  # a last label of digits would be an IPv4 address: no names below it
+    return PublicUri(parts.scheme, host, parts.port or DEFAULT_PORTS[parts.scheme])
+
+
+def _public_uri(value: str) -> PublicUri | None:
+    return parse_public_uri(value) if value else None
+
+
+def _address(value: str) -> IPv4Address | IPv6Address | None:
+    return ip_address(value) if value else None
+
+
+def _words(value: str) -> tuple[str, ...]:
+    """A JSON list of strings, or words divided by commas or spaces."""
+    if value.startswith("["):
+        words = json.loads(value)
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError
+        return tuple(words)
+    return tuple(word for word in re.split(r"[,\s]+", value) if word)
+
+
+def _addresses(value: str) -> tuple[IPv4Address | IPv6Address, ...]:
+    return tuple(ip_address(word) for word in _words(value))
+
+
+def _uris(value: str) -> tuple[str, ...]:
+    return tuple(parse_public_uri(word).origin for word in _words(value))
+
+
+def _names(value: str) -> tuple[str, ...]:
+    names = tuple(word.lower().rstrip(".") for word in _words(value))
+    if not all(HOST_PATTERN.fullmatch(name) for name in names):
+        raise ValueError
+    return names
+
+
+def _pool(value: str) -> IPv4Network:
+    network = IPv4Network(value)
+    if not network.is_private or network.prefixlen not in POD_POOL_PREFIXES:
+        raise ValueError
+    return network
+
+
+def _payments(value: str) -> str:
+    if value not in {"", "free"}:
+        raise ValueError
+    return value
+
+
+def _setting(
+    name: str,
+    parse: Callable[[str], T],
+    default: str,
+    accepts: str,
+    help: str,
+    *,
+    aliases: tuple[str, ...] = (),
+) -> T:
+    setting = Setting(name, accepts, default, help, parse, aliases)
+    value: T = field(default=parse(default), metadata={"setting": setting})
+    return value
+
+
+LOOPBACK: Final = ip_address("127.0.0.1")
+EVERYWHERE: Final = ip_address("0.0.0.0")  # noqa: S104  asked for by the operator's choice of a payment method
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator decided. Build it with `load`; the defaults are those of the table."""
+
+    port: int = _setting(
+        "CODIUS_PORT", _integer(1, 65535), "3000", "a port, 1-65535", "Port of the front door."
+    )
+    chosen_bind_ip: IPv4Address | IPv6Address | None = _setting(
+        "CODIUS_BIND_IP",
+        _address,
+        "",
+        "an IPv4 or IPv6 address",
+        "Address of the front door. Unset: 127.0.0.1 while no payment method is chosen, else 0.0.0.0.",
+    )
+    chosen_public_uri: PublicUri | None = _setting(
+        "CODIUS_PUBLIC_URI",
+        _public_uri,
+        "",
+        "http:// or https:// and a host name, such as https://codius.example.com",
+        "The host's public address; pods answer one label below it."
+        " Unset: http://codius.localhost:$CODIUS_PORT.",
+    )
+    root: Path = _setting(
+        "CODIUS_ROOT",
+        _path,
+        "/var/lib/codius",
+        "an absolute path",
+        "Directory of the database and its key.",
+    )
+    run: Path = _setting(
+        "CODIUS_RUN", _path, "/run/codius", "an absolute path", "Directory of the node's Unix sockets."
+    )
+    cost_per_month: Decimal = _setting(
+        "CODIUS_COST_PER_MONTH",
+        _price,
+        "10",
+        "a number from 0",
+        "Price of a pod for a month (2628000 s), in the currency's unit.",
+    )
+    payments: str = _setting(
+        "CODIUS_PAYMENTS",
+        _payments,
+        "",
+        "free, or nothing",
+        "How clients pay. `free`: nobody pays, and the host serves the world all the same."
+        " Unset: free, on loopback only.",
+    )
+    max_memory_fraction: float = _setting(
+        "CODIUS_MAX_MEMORY_FRACTION",
+        _fraction,
+        "0.75",
+        "a number above 0, up to 1",
+        "Share of the machine's memory that may be in use before uploads are refused.",
+    )
+    additional_host_info: bool = _setting(
+        "CODIUS_ADDITIONAL_HOST_INFO",
+        _boolean,
+        "true",
+        "true or false",
+        "Whether /info also tells memory, uptime, load and the number of pods.",
+    )
+    bootstrap_peers: tuple[str, ...] = _setting(
+        "CODIUS_BOOTSTRAP_PEERS",
+        _uris,
+        "[]",
+        'a JSON list of URIs, such as ["https://codius.example.com"]',
+        "Hosts known from the start.",
+    )
+    engine_socket: Path = _setting(
+        "CODIUS_ENGINE_SOCKET",
+        _socket,
+        "/run/podman/podman.sock",
+        "an absolute path",
+        "Podman's API socket. Where none is there, `codiusd run` starts a podman service of its own.",
+        aliases=("CODIUS_HYPER_SOCKET",),
+    )
+    oci_runtime: str = _setting(
+        "CODIUS_OCI_RUNTIME",
+        _text,
+        "",
+        "crun, runc, runsc or krun",
+        "Runtime of the podman service that `codiusd run` starts. Unset: what fits the machine's cgroups.",
+    )
+    noop: bool = _setting(
+        "CODIUS_HYPER_NOOP",
+        _boolean,
+        "false",
+        "true or false",
+        "true: no container is started and the kernel is left alone. To try the API anywhere.",
+    )
+    allow_tags: bool = _setting(
+        "CODIUS_ALLOW_TAGS",
+        _boolean,
+        "false",
+        "true or false",
+        "Whether manifests may name images by tag. The hash then no longer names what runs.",
+    )
+    pod_network: IPv4Network = _setting(
+        "CODIUS_POD_NETWORK",
+        _pool,
+        "10.77.0.0/16",
+        "a private IPv4 network from /16 to /28",
+        "Addresses of the pods.",
+    )
+    pod_resolvers: tuple[IPv4Address | IPv6Address, ...] = _setting(
+        "CODIUS_POD_RESOLVERS",
+        _addresses,
+        "9.9.9.9, 1.1.1.1",
+        "public IP addresses, divided by commas",
+        "DNS resolvers of the pods.",
+    )
+    proxy_workers: int = _setting(
+        "CODIUS_PROXY_WORKERS",
+        _integer(1, MAX_PROXY_WORKERS),
+        "2",
+        f"a number from 1 to {MAX_PROXY_WORKERS}",
+        "Processes of the front door.",
+    )
+    dns_port: int = _setting(
+        "CODIUS_DNS_PORT",
+        _integer(0, 65535),
+        "5300",
+        "a port, 1-65535; 0: no DNS",
+        "Port of the DNS responder. The world asks on 53; the systemd unit sets that.",
+    )
+    chosen_dns_ip: IPv4Address | IPv6Address | None = _setting(
+        "CODIUS_DNS_IP",
+        _address,
+        "",
+        "an IPv4 or IPv6 address",
+        "Address of the DNS responder. Unset: that of the front door.",
+    )
+    dns_nameservers: tuple[str, ...] = _setting(
+        "CODIUS_DNS_NAMESERVERS",
+        _names,
+        "",
+        "host names, divided by commas",
+        "Names of the zone's name servers. Unset: ns1 below the host's name.",
+    )
+    chosen_public_addresses: tuple[IPv4Address | IPv6Address, ...] = _setting(
+        "CODIUS_PUBLIC_ADDRESSES",
+        _addresses,
+        "",
+        "IP addresses, divided by commas",
+        "Addresses that the host's name and its pods' names resolve to. Unset: loopback for a host below"
+        " localhost, else the address of the front door.",
+    )
+    admin_api: bool = _setting(
+        "CODIUS_ADMIN_API",
+        _boolean,
+        "false",
+        "true or false",
+        "Whether the admin API also listens on 127.0.0.1, besides its Unix socket.",
+    )
+    admin_port: int = _setting(
+        "CODIUS_ADMIN_PORT", _integer(1, 65535), "3001", "a port, 1-65535", "Port of the admin API."
+    )
+    dev: bool = _setting(
+        "CODIUS_DEV", _boolean, "false", "true or false", "Development mode: the log shows every step."
+    )
+
+    @property
+    def public_uri(self) -> PublicUri:
+        """As chosen, or the loopback name with the front door's port."""
+        return self.chosen_public_uri or PublicUri("http", "codius.localhost", self.port)
+
+    @property
+    def bind_ip(self) -> IPv4Address | IPv6Address:
+        """A host that nobody pays for stays on loopback unless its operator said otherwise."""
+        return self.chosen_bind_ip or (EVERYWHERE if self.payments else LOOPBACK)
+
+    @property
+    def dns_ip(self) -> IPv4Address | IPv6Address:
+        """As chosen, or where the front door is."""
+        return self.chosen_dns_ip or self.bind_ip
+
+    @property
+    def public_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """What the host's names resolve to; empty when only the operator can know it."""
+        if self.chosen_public_addresses:
+            return self.chosen_public_addresses
+        host = self.public_uri.host
+        if host == "localhost" or host.endswith(".localhost"):
+            return (LOOPBACK, ip_address("::1"))
+        return () if self.bind_ip.is_unspecified else (self.bind_ip,)
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file: everything that is wanted."""
+        return self.root / "codius.db"
+
+    @property
+    def key_file(self) -> Path:
+        """The key of the private variables, mode 0600."""
+        return self.root / "secret.key"
+
+    @property
+    def pod_files(self) -> Path:
+        """resolv.conf and hosts of each pod."""
+        return self.root / "pods"
+
+    @property
+    def api_socket(self) -> Path:
+        """The public API, behind the front door."""
+        return self.run / "api.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        """The admin API, for root and the node's own user."""
+        return self.run / "admin.sock"
+
+    @property
+    def feed_socket(self) -> Path:
+        """The route table, for the front door's workers."""
+        return self.run / "feed.sock"
+
+
+DECLARED: Final[Mapping[str, Setting]] = {f.name: f.metadata["setting"] for f in fields(Settings)}
+"""The declarations by attribute, in the order of the docs table."""
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Settings from an environment; SettingsError with one sentence per bad value."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for attribute, setting in DECLARED.items():
+        given = [name for name in (setting.name, *setting.aliases) if environ.get(name, "").strip()]
+        if not given:
+            continue
+        texts = {environ[name].strip() for name in given}
+        if len(texts) > 1:
+            problems.append(f"{' and '.join(given)} are two names of one setting and differ; keep one.")
+            continue
+        try:
+            values[attribute] = setting.parse(texts.pop())
+        except (ValueError, ArithmeticError):
+            problems.append(f"{given[0]}={environ[given[0]]!r} cannot be used: give {setting.accepts}.")
+    if problems:
+        raise SettingsError(
+            "\n".join(problems),
+            hint="Correct the variable (or unset it for its default) and start again;"
+            " `codiusd --help` lists them all.",
+        )
+    return Settings(**values)
+
+
+def find_unknown(environ: Mapping[str, str]) -> list[str]:
+    """Variables that look like settings of ours and are none: most often a typing error."""
+    known = {name for setting in DECLARED.values() for name in (setting.name, *setting.aliases)}
+    return sorted(name for name in environ if name.startswith("CODIUS_") and name not in known)
+
+
+def render_env() -> str:
+    """The environment file of an operator: every setting, commented out at its default."""
+    lines = [
+        "# Settings of Codius Host. Remove the # in front of a line to change it.",
+        "# Generated from node/codius_node/config.py by `make docs`.",
+    ]
+    for setting in DECLARED.values():
+        lines += ["", f"# {setting.help}", f"# ({setting.accepts})", f"#{setting.name}={setting.default}"]
+    return "\n".join(lines) + "\n"
+
+
+def render_table() -> str:
+    """The Markdown table of the docs."""
+    rows = ["| setting | default | accepts | what it does |", "|---|---|---|---|"]
+    for setting in DECLARED.values():
+        names = "<br>".join(f"`{name}`" for name in (setting.name, *setting.aliases))
+        default = f"`{setting.default}`" if setting.default else ""
+        rows.append(f"| {names} | {default} | {setting.accepts} | {setting.help} |")
+    return "\n".join(rows) + "\n"
+
+
+def render_help() -> str:
+    """The settings for --help, as plain text."""
+    width = max(len(setting.name) for setting in DECLARED.values())
+    lines = []
+    for setting in DECLARED.values():
+        default = f" [{setting.default}]" if setting.default else ""
+        lines.append(f"  {setting.name:<{width}}  {setting.help}{default}")
+    return "\n".join(lines)
