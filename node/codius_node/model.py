@@ -196,3 +196,13 @@ class Currency:
 
     code: str
     scale: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was paid, by which rail; `token` is the claim that can never be used again."""
+
+    rail: str
+    price: int
+    currency: Currency
+    token: str | None

@@ -1,0 +1,78 @@
+# Codius Host: the daily commands. `make help` lists them.
+
+PYTHON   := /usr/bin/python3
+VENV     := .venv
+BIN      := $(VENV)/bin
+SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# From the distribution. python3-nftables exists only there, so the venv sees the system's packages.
+PACKAGES      := podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
+TEST_PACKAGES := docker-registry bind9-dnsutils
+
+PACKAGE_DIRS := node proxy dns netpolicy
+export PYTHONPYCACHEPREFIX :=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test demo test check fmt unit system bench docs clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup ## a whole host on loopback, from upload to expiry; KEEP=1 leaves it running
+	@$(SUDO) $(BIN)/python -m tests.demo $(if $(KEEP),--keep)
+
+test: setup-test ## unit, integration and system tests (the last need root)
+	@$(BIN)/pytest
+
+check: setup ## formatting, lints, types, layers
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+fmt: setup ## format and mend what can be mended
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+unit: setup ## only the quick tests
+	@$(BIN)/pytest -m "not system"
+
+system: setup-test ## only the tests with real podman and a real kernel
+	@$(BIN)/pytest -m system
+
+bench: setup-test ## measure, and write docs/benchmarks.md
+	@$(BIN)/python -m tests.bench
+
+docs: setup ## write again what is generated from the code
+	@$(BIN)/python -m tests.docs
+
+setup: $(VENV)/.ready ## install what is missing; costs nothing when nothing is
+
+setup-test: setup
+	@$(call install,$(TEST_PACKAGES))
+
+$(VENV)/.ready: pyproject.toml Makefile
+	@$(call install,$(PACKAGES))
+	@echo "setup: making $(VENV) on $$($(PYTHON) --version) with the packages of pyproject.toml"
+	@$(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+		|| { echo "setup: pip failed; its own lines are above. Is the package index reachable?"; exit 1; }
+	@touch $@
+
+# Missing packages are named, then installed; with none missing nothing is asked of apt.
+# RUNLEVEL=1 keeps packages that bring a service (docker-registry) from starting it.
+define install
+missing=""; for package in $(1); do \
+	dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$package"; \
+done; \
+if [ -n "$$missing" ]; then \
+	echo "setup: installing from the distribution:$$missing"; \
+	command -v apt-get >/dev/null || { echo "setup: no apt-get here; install these by hand:$$missing"; exit 1; }; \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get update -qq && \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+		apt-get install -y -qq --no-install-recommends $$missing >/dev/null || exit 1; \
+fi
+endef
+
+clean: ## remove what setup and the tests made here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

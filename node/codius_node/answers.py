@@ -1,0 +1,163 @@
+"""What every HTTP answer of the node has in common: the JSON shape, and errors turned into answers once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+
+from codius_node.errors import CodiusError
+from codius_node.model import Json
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE: Final = 2000
+"""Characters of an error's message: it may quote what a stranger sent, and that may be a megabyte."""
+KEEPALIVE_SECONDS: Final = 75.0
+"""How long an idle connection stays open; longer than a reverse proxy in front keeps its own."""
+
+# Clients know these two by the names of RFC 4918 and RFC 2616; later Pythons say "Content".
+REASONS: Final[Mapping[int, str]] = {413: "Request Entity Too Large", 422: "Unprocessable Entity"}
+
+INTERNAL_MESSAGE: Final = "an internal error occurred; the request was not carried out"
+INTERNAL_HINT: Final = "Try again; if it stays, tell the host's operator: its log has the details."
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def render_json(
+    document: Json, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """An answer as codiusd gives them: compact JSON that no cache keeps."""
+    return web.Response(
+        status=status,
+        reason=_reason(status),
+        text=json.dumps(document, separators=(",", ":")),
+        content_type="application/json",
+        charset="utf-8",
+        headers=headers,
+    )
+
+
+def build_error(status: int, message: str, hint: str | None = None) -> dict[str, Json]:
+    """`{statusCode, error, message}` and, where it helps, what to do next."""
+    if len(message) > MAX_MESSAGE:
+        message = message[:MAX_MESSAGE] + "…"
+    document: dict[str, Json] = {"statusCode": status, "error": _reason(status), "message": message}
+    if hint is not None:
+        document["hint"] = hint
+    return document
+
+
+def describe(error: Exception) -> dict[str, Json]:
+    """The error document for anything raised; what nobody foresaw is logged here and told to nobody."""
+    match error:
+        case CodiusError():
+            if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                logger.error("answered 500: %s", error)
+            return build_error(error.status, error.message, error.hint)
+        case web.HTTPNotFound() | web.HTTPMethodNotAllowed():
+            return build_error(404, "no such path", "GET / shows what this host offers.")
+        case web.HTTPException():
+            return build_error(error.status, error.text or error.reason)
+        case web.RequestPayloadError():
+            return build_error(400, "the body cannot be decoded: it is not what its headers say")
+        case _:
+            logger.error("unforeseen error", exc_info=error)
+            return build_error(500, INTERNAL_MESSAGE, INTERNAL_HINT)
+
+
+def render_error(error: Exception) -> web.Response:
+    document = describe(error)
+    return render_json(document, status=int(str(document["statusCode"])))
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The one place where errors become answers."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        raise  # the client has left: nobody to answer
+    except Exception as error:
+        if request.writer.output_size > 0:
+            raise  # an answer is under way: only closing the connection can tell that it is broken
+        return render_error(error)
+
+
+async def set_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """What every answer carries, streams and errors included (a signal of aiohttp's)."""
+    response.headers.setdefault("Cache-Control", "no-cache")
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+
+
+async def accept_expectation(request: web.Request) -> web.Response | None:
+    """RFC 9110 10.1.1: say "go on", or that nothing but 100-continue can be expected of us."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        response = render_json(
+            build_error(417, "the only expectation this host can meet is 100-continue"), status=417
+        )
+        response.force_close()
+        return response
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the real answer has not begun
+    return None
+
+
+class Runner(web.AppRunner):
+    """An application ready to be served; even bytes that are no HTTP get an answer in the usual shape."""
+
+    def __init__(self, app: web.Application, *, shutdown_timeout: float) -> None:
+        super().__init__(app, shutdown_timeout=shutdown_timeout)
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        # Without cancellation: a client that hangs up must not stop an upload half-way.
+        return _Server(
+            server.request_handler, request_factory=server.request_factory, handler_cancellation=False
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # aiohttp reads None as "no access log"
+            keepalive_timeout=KEEPALIVE_SECONDS,
+        )
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What aiohttp could not parse, or a handler that broke off in the middle of its answer."""
+        if request.writer.output_size > 0:
+            logger.warning("an answer broke off: %r", exc)
+            raise ConnectionError("an answer broke off in the middle") from exc
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            logger.error("unforeseen error", exc_info=exc)
+            document = build_error(500, INTERNAL_MESSAGE, INTERNAL_HINT)
+        else:
+            logger.debug("refused what is not HTTP: %s", message)
+            document = build_error(status, "this is not a valid HTTP request", None)
+        response = render_json(document, status=min(status, 500))
+        response.headers["Cache-Control"] = "no-cache"
+        response.force_close()
+        return response
+
+
+def _reason(status: int) -> str:
+    return REASONS.get(status) or HTTPStatus(status).phrase

@@ -1,0 +1,209 @@
+"""The composition: every part built on one screen, started in order, stopped in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import grp
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from codius_netpolicy import PodNetwork, Policy
+from codius_node import admin, answers, api, manifest, systemd
+from codius_node.config import Settings
+from codius_node.engine import ContainerEngine, Engine, Network
+from codius_node.errors import SettingsError
+from codius_node.feed import Feed
+from codius_node.hoststats import HostStats
+from codius_node.model import Pod, Target
+from codius_node.noop import NoopEngine, NoopNetwork
+from codius_node.payments import FreeRail
+from codius_node.peers import Peers
+from codius_node.podman import Podman
+from codius_node.reconciler import Reconciler
+from codius_node.store import Store
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS: Final = 15.0
+"""What requests under way get when the node is told to stop."""
+SOCKET_GROUP: Final = "codius"
+"""Members may talk to the API's and the feed's socket; where there is no such group, everybody may:
+both hold nothing that is not public."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node that is up."""
+
+    settings: Settings
+    engine: Engine
+    store: Store
+    feed: Feed
+    reconciler: Reconciler
+
+
+@asynccontextmanager
+async def open_node(
+    settings: Settings,
+    *,
+    network: Network | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    target_of: Callable[[Pod], Target | None] | None = None,
+) -> AsyncIterator[Node]:
+    """A node, from its database to its listeners; the order is that of ARCHITECTURE.md, path 5."""
+    async with AsyncExitStack() as stack:
+        _prepare_directories(settings)
+        stack.callback(os.close, _lock(settings.root))
+        store = await Store.open(settings.database, key_path=settings.key_file, restore=manifest.restore)
+        stack.push_async_callback(store.aclose)
+        containers, kernel = await _open_doors(settings, network, stack)
+        host = HostStats(disk=settings.root)
+        feed = Feed()
+        engine = Engine(
+            settings=settings,
+            store=store,
+            containers=containers,
+            network=kernel,
+            rail=FreeRail(),
+            routes=feed,
+            host=host,
+            clock=clock,
+            target_of=target_of,
+        )
+        await engine.load_cost_per_month()
+        reconciler = Reconciler(
+            engine=engine, store=store, containers=containers, network=kernel, clock=clock
+        )
+        peers = Peers(store, bootstrap=settings.bootstrap_peers, own=settings.public_uri, clock=clock)
+        await peers.start()
+        await reconciler.recover()
+
+        await feed.start(settings.feed_socket)
+        stack.push_async_callback(feed.aclose)
+        _share(settings.feed_socket)
+        public = api.build_app(engine=engine, peers=peers, host=host, settings=settings, started_at=clock())
+        await _listen(public, settings.api_socket, stack)
+        _share(settings.api_socket)
+        operators = admin.build_app(engine=engine, clock=clock)
+        await _listen(operators, settings.admin_socket, stack)
+        settings.admin_socket.chmod(0o600)
+        if settings.admin_api:
+            await _listen_tcp(operators, settings.admin_port, stack)
+        loop = asyncio.create_task(reconciler.run(), name="reconciler")
+        stack.push_async_callback(_cancel, loop)
+        yield Node(settings, engine, store, feed, reconciler)
+
+
+async def _open_doors(
+    settings: Settings, network: Network | None, stack: AsyncExitStack
+) -> tuple[ContainerEngine, Network]:
+    if settings.noop:
+        return NoopEngine(), network or NoopNetwork()
+    podman = Podman(
+        settings.engine_socket,
+        files=settings.pod_files,
+        resolvers=[str(resolver) for resolver in settings.pod_resolvers],
+    )
+    await podman.open()
+    stack.push_async_callback(podman.aclose)
+    if network is not None:
+        return podman, network
+    kernel = PodNetwork(Policy(pool=settings.pod_network))
+    stack.push_async_callback(kernel.aclose)
+    return podman, kernel
+
+
+def _prepare_directories(settings: Settings) -> None:
+    try:
+        settings.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not settings.noop:
+            settings.pod_files.mkdir(mode=0o711, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot make {error.filename}: {error.strerror}",
+            hint="Run as root, or set CODIUS_ROOT and CODIUS_RUN to directories of yours.",
+        ) from error
+
+
+def _lock(root: Path) -> int:
+    """Two nodes on one database would fight over every pod."""
+    lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise SettingsError(
+            f"another node is running with CODIUS_ROOT={root}",
+            hint="Stop it first, or give this one a CODIUS_ROOT and a CODIUS_RUN of its own.",
+        ) from error
+    return lock
+
+
+def _share(socket: Path) -> None:
+    try:
+        group = grp.getgrnam(SOCKET_GROUP).gr_gid
+        os.chown(socket, -1, group)
+        socket.chmod(0o660)
+    except (KeyError, PermissionError):
+        socket.chmod(0o666)
+
+
+async def _listen(app: web.Application, socket: Path, stack: AsyncExitStack) -> None:
+    runner = await _runner(app, stack)
+    await web.UnixSite(runner, str(socket)).start()
+
+
+async def _listen_tcp(app: web.Application, port: int, stack: AsyncExitStack) -> None:
+    runner = await _runner(app, stack)
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+
+
+async def _runner(app: web.Application, stack: AsyncExitStack) -> answers.Runner:
+    runner = answers.Runner(app, shutdown_timeout=STOP_SECONDS)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    return runner
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+# ---- the process ----------------------------------------------------------------------------------
+
+
+def node(settings: Settings) -> int:
+    """`codiusd node`: until SIGTERM; the exit status."""
+    asyncio.run(_node(settings))
+    return 0
+
+
+async def _node(settings: Settings) -> None:
+    stop = stop_signals()
+    async with open_node(settings):
+        systemd.notify("READY=1")
+        logger.info("node ready: %s", settings.public_uri)
+        await stop.wait()
+        systemd.notify("STOPPING=1")
+        logger.info("stopping; pods stay up")
+
+
+def stop_signals() -> asyncio.Event:
+    """Set by SIGTERM or Ctrl-C."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop

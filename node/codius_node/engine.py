@@ -1,0 +1,520 @@
+"""The coordinator: it alone brings pods up and takes them down, effects in order, undos beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final, Protocol
+
+from codius_node import lifecycle, podspec, pricing
+from codius_node.config import Settings
+from codius_node.errors import (
+    CodiusError,
+    ForbiddenError,
+    HostFullError,
+    NotFoundError,
+)
+from codius_node.model import (
+    Capacity,
+    Currency,
+    FoundPod,
+    LogLine,
+    Machine,
+    ManifestHash,
+    Pod,
+    PodSpec,
+    PodState,
+    PullProgress,
+    Quote,
+    Receipt,
+    Target,
+    Upload,
+)
+from codius_node.store import EntryKind, LedgerEntry, Store
+
+logger = logging.getLogger(__name__)
+
+STARTS_AT_ONCE: Final = 4
+"""Pods being started at the same moment; more only makes each of them slower, podman locks inside."""
+UPLOADS_AT_ONCE: Final = 64
+"""Uploads under way, waiting ones included; beyond it a client is asked to come back."""
+MIN_FREE_DISK: Final = 512 * 1024 * 1024
+"""Bytes that must be free before a pod is accepted: room for its image's layers, logs and the database."""
+SETTLE_SECONDS: Final = 0.3
+"""How long a pod without an answering port is watched before its containers are called started."""
+PORT_POLL_SECONDS: Final = 0.005
+"""Between two looks at a starting pod's port: a refused connection costs 0.1 ms."""
+DRAIN_SECONDS: Final = 1.0
+"""What requests under way get to finish when their pod's time is up."""
+DEFAULT_COST_SETTING: Final = "cost_per_month"
+
+
+class ContainerEngine(Protocol):
+    """What the engine needs from whatever runs containers."""
+
+    def pull(self, image: str) -> AsyncIterator[PullProgress]:
+        """Make the image present; ImageError when it cannot be had."""
+        ...
+
+    async def create(self, spec: PodSpec) -> None: ...
+    async def start_infra(self, hash: ManifestHash) -> None: ...
+    async def open_netns(self, hash: ManifestHash) -> int: ...
+    async def start_members(self, hash: ManifestHash) -> None: ...
+    async def check_members(self, hash: ManifestHash) -> None:
+        """PodStartError when a container of the pod has exited."""
+        ...
+
+    async def remove(self, hash: ManifestHash) -> None: ...
+    async def find_pods(self) -> list[FoundPod]: ...
+    def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]: ...
+
+
+class Network(Protocol):
+    """What the engine needs from the kernel."""
+
+    async def start(self, addresses: Collection[IPv4Address]) -> frozenset[IPv4Address]: ...
+    async def attach(self, address: IPv4Address, netns_fd: int) -> None: ...
+    async def detach(self, address: IPv4Address) -> None: ...
+    async def links(self) -> frozenset[IPv4Address]: ...
+
+
+class Rail(Protocol):
+    """A way to pay."""
+
+    @property
+    def currency(self) -> Currency: ...
+    async def authorize(self, quote: Quote, token: str | None) -> None:
+        """PaymentRequiredError unless the claim can be expected to succeed."""
+        ...
+
+    async def claim(self, quote: Quote, token: str | None) -> Receipt: ...
+
+
+class RoutePublisher(Protocol):
+    """Where the front door learns its routes."""
+
+    def publish(self, hash: ManifestHash, target: Target) -> None: ...
+    def unpublish(self, hash: ManifestHash) -> None: ...
+
+
+class HostStats(Protocol):
+    """The machine's own figures, in bytes."""
+
+    def memory(self) -> tuple[int, int]:
+        """Available and total memory."""
+        ...
+
+    def free_disk(self) -> int: ...
+
+
+Progress = Callable[[str], None]
+
+
+class Engine:
+    """Pods as the host's one authority on them: every change of a pod passes through here."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        containers: ContainerEngine,
+        network: Network,
+        rail: Rail,
+        routes: RoutePublisher,
+        host: HostStats,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        target_of: Callable[[Pod], Target | None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._containers = containers
+        self._network = network
+        self._rail = rail
+        self._routes = routes
+        self._host = host
+        self._clock = clock
+        self._target_of = target_of or _target_of
+        self._locks: defaultdict[ManifestHash, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._holders: defaultdict[ManifestHash, int] = defaultdict(int)
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._in_flight: set[ManifestHash] = set()
+        self._addresses = AddressPool(settings.pod_network)
+        self._allocation = asyncio.Lock()  # from choosing an address to its row in the store
+        self._cost_per_month = settings.cost_per_month
+        self.changed = asyncio.Event()
+
+    # ---- what callers ask -----------------------------------------------------------------------
+
+    @property
+    def currency(self) -> Currency:
+        """What this host's prices are counted in."""
+        return self._rail.currency
+
+    @property
+    def cost_per_month(self) -> Decimal:
+        """As set at run time, or else by the operator's settings."""
+        return self._cost_per_month
+
+    async def load_cost_per_month(self) -> None:
+        """Take up the price an administrator set in an earlier run."""
+        saved = await self._store.get_setting(DEFAULT_COST_SETTING)
+        if isinstance(saved, str):
+            self._cost_per_month = Decimal(saved)
+
+    async def set_cost_per_month(self, cost: Decimal) -> None:
+        """For new quotes, from now on and across restarts."""
+        await self._store.set_setting(DEFAULT_COST_SETTING, str(cost), now=self._clock())
+        self._cost_per_month = cost
+        logger.info("price set to %s per month", cost)
+
+    def url(self, hash: ManifestHash) -> str:
+        """Where visitors find the pod."""
+        return self._settings.public_uri.pod_url(hash)
+
+    async def quote(self, upload: Upload, duration: int) -> Quote:
+        """The price of running this manifest for `duration` seconds."""
+        return self._quote(upload.manifest.hash, duration)
+
+    async def get(self, hash: ManifestHash) -> Pod:
+        """The running pod of this manifest; NotFoundError when there is none, or its time is over."""
+        pod = await self._store.find_pod(hash)
+        if pod is None or pod.state is not PodState.RUNNING or pod.expires_at <= self._clock():
+            raise NotFoundError(
+                f"no pod found with this id. id={hash}",
+                hint="It was never uploaded here, or its paid time is over: upload its manifest again.",
+            )
+        return pod
+
+    async def pods(self) -> Sequence[Pod]:
+        """Every row there is, whatever its state."""
+        return await self._store.pods()
+
+    async def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]:
+        """What the pod's containers wrote; only pods whose manifest says `debug: true` show it."""
+        pod = await self.get(hash)
+        if not pod.manifest.debug:
+            raise ForbiddenError(
+                f"pod manifest does not allow debugging. id={hash}",
+                hint="Logs are shown for manifests with `debug: true`; it is part of the hash.",
+            )
+        return self._containers.logs(hash, follow=follow)
+
+    async def capacity(self) -> Capacity:
+        """Whether the next upload would find room, by the test the upload itself makes."""
+        available, _ = self._host.memory()
+        running = len(await self._store.pods(PodState.RUNNING))
+        return Capacity(full=self._find_shortage() is not None, free_memory=available, running=running)
+
+    # ---- path 1: upload -------------------------------------------------------------------------
+
+    async def upload(
+        self, upload: Upload, duration: int, *, token: str | None, progress: Progress | None = None
+    ) -> Pod:
+        """Bring the manifest's pod up, or extend it when it runs; everything is undone on failure.
+
+        Cancelled, it undoes what it did: who must not lose it (a client may hang up) runs it in a task.
+        """
+        if len(self._in_flight) >= UPLOADS_AT_ONCE:
+            raise HostFullError(
+                f"this host is busy with {UPLOADS_AT_ONCE} uploads", hint="Try again in a minute."
+            )
+        hash = upload.manifest.hash
+        async with self._lock(hash):
+            pod = await self._store.find_pod(hash)
+            if pod is not None and pod.state is PodState.RUNNING and pod.expires_at > self._clock():
+                return await self._extend(pod, duration, token)
+            if pod is not None:
+                # its time ended, or a crash left it half made, and the reconciler has not come by yet
+                await self._take_down(pod)
+            quote = self._quote(hash, duration)
+            await self._rail.authorize(quote, token)
+            self._check_room()
+            self._in_flight.add(hash)
+            try:
+                return await self._bring_up(upload, quote, token, progress or _say_nothing)
+            finally:
+                self._in_flight.discard(hash)
+
+    async def _bring_up(self, upload: Upload, quote: Quote, token: str | None, progress: Progress) -> Pod:
+        hash = upload.manifest.hash
+        now = self._clock()
+        async with AsyncExitStack() as undo:
+            async with self._allocation:
+                pod = Pod(
+                    manifest=upload.manifest,
+                    state=PodState.PENDING,
+                    created_at=now,
+                    expires_at=now + timedelta(seconds=quote.duration),
+                    address=self._addresses.next_free(await self._store.addresses()),
+                )
+                logger.info("pod %s: upload for %d s", hash, quote.duration)
+                await self._store.add_pod(pod, upload.private)
+            undo.push_async_callback(self._undo, hash, "row", self._store.remove_pod)
+            await self._start(pod, undo, progress)
+            receipt = await self._rail.claim(quote, token)
+            started = self._clock()
+            pod = await self._store.start_pod(
+                hash,
+                expires_at=started + timedelta(seconds=quote.duration),
+                entry=_entry(hash, EntryKind.UPLOAD, quote.duration, receipt, started),
+            )
+            undo.pop_all()  # from here on the pod is paid for: nothing takes it back but time
+        self._publish(pod)
+        self.changed.set()
+        logger.info("pod %s: running until %s", hash, pod.expires_at.isoformat())
+        return pod
+
+    async def _start(self, pod: Pod, undo: AsyncExitStack, progress: Progress) -> None:
+        """From nothing to running containers behind a wired network; each effect with its undo."""
+        hash = pod.hash
+        spec = podspec.build(
+            pod, await self._store.private(hash), public_uri=self._settings.public_uri.origin
+        )
+        for image in dict.fromkeys(container.image for container in spec.containers):
+            async for step in self._containers.pull(image):
+                progress(f"{step.image}: {step.message}")
+        async with self._starts:
+            progress("creating the pod")
+            undo.push_async_callback(self._undo, hash, "containers", self._containers.remove)
+            await self._containers.create(spec)
+            await self._containers.start_infra(hash)
+            progress("wiring its network")
+            undo.push_async_callback(self._undo, hash, "network", lambda _: self._network.detach(pod.address))
+            await self._wire(pod)
+            progress(f"starting {len(spec.containers)} container{'s' if len(spec.containers) > 1 else ''}")
+            await self._containers.start_members(hash)
+            await self._settle(pod)
+
+    async def _wire(self, pod: Pod) -> None:
+        netns = await self._containers.open_netns(pod.hash)
+        try:
+            await self._network.attach(pod.address, netns)
+        finally:
+            os.close(netns)
+
+    async def _settle(self, pod: Pod) -> None:
+        """Return when the pod's port answers, or when nothing has exited for a while (PodStartError)."""
+        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        target = None if self._settings.noop else self._target_of(pod)
+        while asyncio.get_running_loop().time() < deadline:
+            if target is not None and await _answers(target, deadline):
+                break
+            await asyncio.sleep(PORT_POLL_SECONDS if target else SETTLE_SECONDS)
+            if self._settings.noop:
+                break
+        await self._containers.check_members(pod.hash)
+
+    async def _undo(
+        self, hash: ManifestHash, what: str, effect: Callable[[ManifestHash], Awaitable[None]]
+    ) -> None:
+        """One undo; a failing one is left to the reconciler, which finds what is left by its label."""
+        try:
+            await effect(hash)
+        except CodiusError as error:
+            logger.warning("pod %s: its %s could not be taken back yet: %s", hash, what, error)
+
+    # ---- extension ------------------------------------------------------------------------------
+
+    async def extend(self, hash: ManifestHash, duration: int, *, token: str | None) -> Pod:
+        """More time for a running pod, counted from its old expiry."""
+        async with self._lock(hash):
+            return await self._extend(await self.get(hash), duration, token)
+
+    async def _extend(self, pod: Pod, duration: int, token: str | None) -> Pod:
+        quote = self._quote(pod.hash, duration)
+        await self._rail.authorize(quote, token)
+        receipt = await self._rail.claim(quote, token)
+        entry = _entry(pod.hash, EntryKind.EXTENSION, duration, receipt, self._clock())
+        pod = await self._store.extend_pod(pod.hash, seconds=duration, entry=entry)
+        self.changed.set()
+        logger.info("pod %s: extended by %d s until %s", pod.hash, duration, pod.expires_at.isoformat())
+        return pod
+
+    # ---- paths 4 and 5: what the reconciler asks for --------------------------------------------
+
+    async def apply(self, step: lifecycle.Step) -> None:
+        """Carry out one step of a plan. Every step may run twice."""
+        async with self._lock(step.hash):
+            if step.hash in self._in_flight:
+                return
+            match step:
+                case lifecycle.Expire() | lifecycle.Discard() | lifecycle.Finish():
+                    pod = await self._store.find_pod(step.hash)
+                    # it may have been extended between the plan and this moment
+                    if pod is not None and not (
+                        pod.state is PodState.RUNNING and pod.expires_at > self._clock()
+                    ):
+                        await self._take_down(pod)
+                case lifecycle.RemoveOrphan():
+                    if await self._store.find_pod(step.hash) is None:
+                        logger.info("pod %s: removed, nobody wants it", step.hash)
+                        await self._containers.remove(step.hash)
+                case lifecycle.Adopt() | lifecycle.Rewire():
+                    pod = await self._store.find_pod(step.hash)
+                    if pod is not None:
+                        if isinstance(step, lifecycle.Rewire):
+                            logger.info("pod %s: network wired again", step.hash)
+                            await self._wire(pod)
+                        self._publish(pod)
+                case lifecycle.Restart():
+                    await self._restart(step)
+
+    async def _restart(self, step: lifecycle.Restart) -> None:
+        """Bring a paid pod back after its containers are gone; the outage is given back first."""
+        pod = await self._store.find_pod(step.hash)
+        if pod is None:
+            return
+        self._routes.unpublish(pod.hash)
+        outage = step.expires_at - step.pod.expires_at
+        if outage:
+            given_back = Receipt(rail="outage", price=0, currency=self._rail.currency, token=None)
+            entry = _entry(
+                pod.hash, EntryKind.CREDIT, math.ceil(outage.total_seconds()), given_back, self._clock()
+            )
+            pod = await self._store.move_expiry(
+                pod.hash, step.expires_at, expected=step.pod.expires_at, entry=entry
+            )
+        await self._network.detach(pod.address)
+        await self._containers.remove(pod.hash)
+        async with AsyncExitStack() as undo:
+            await self._start(pod, undo, _say_nothing)
+            undo.pop_all()
+        self._publish(pod)
+        logger.info("pod %s: running again until %s", pod.hash, pod.expires_at.isoformat())
+
+    async def _take_down(self, pod: Pod) -> None:
+        """Route first, then those on their way out, network, containers, and the row last."""
+        logger.info("pod %s: taking it down (%s)", pod.hash, pod.state)
+        if pod.state is not PodState.STOPPING:
+            await self._store.set_state(pod.hash, PodState.STOPPING, expected=pod.state)
+        self._routes.unpublish(pod.hash)
+        if pod.state is PodState.RUNNING and pod.manifest.port is not None and not self._settings.noop:
+            await asyncio.sleep(DRAIN_SECONDS)
+        await self._network.detach(pod.address)
+        await self._containers.remove(pod.hash)
+        await self._store.remove_pod(pod.hash)
+        logger.info("pod %s: gone", pod.hash)
+
+    def publish_wired(self, pods: Iterable[Pod], wired: Collection[IPv4Address]) -> None:
+        """Routes of pods whose link outlived the daemon."""
+        now = self._clock()
+        for pod in pods:
+            if pod.state is PodState.RUNNING and pod.expires_at > now and pod.address in wired:
+                self._publish(pod)
+
+    async def retire_routes(self) -> None:
+        """Unpublish what has expired: the one step that must not wait for an engine that is away."""
+        now = self._clock()
+        for pod in await self._store.pods(PodState.RUNNING):
+            if pod.expires_at <= now:
+                self._routes.unpublish(pod.hash)
+
+    @property
+    def in_flight(self) -> frozenset[ManifestHash]:
+        """Uploads under way; the reconciler leaves them alone."""
+        return frozenset(self._in_flight)
+
+    # ---- the small parts ------------------------------------------------------------------------
+
+    def _quote(self, hash: ManifestHash, duration: int) -> Quote:
+        price = pricing.price(duration, cost_per_month=self._cost_per_month, scale=self._rail.currency.scale)
+        return Quote(hash, duration, price)
+
+    def _find_shortage(self) -> str | None:
+        """Why another pod would not fit; None when it would."""
+        available, total = self._host.memory()
+        pod = podspec.LIMITS[Machine.SMALL].memory
+        used = total - available + len(self._in_flight) * pod
+        limit = self._settings.max_memory_fraction * total
+        if used + pod > limit:
+            return (
+                f"memory: {used / 2**20:.0f} MiB in use and {pod / 2**20:.0f} MiB for the pod are more than"
+                f" the {limit / 2**20:.0f} MiB this host gives"
+            )
+        if (free := self._host.free_disk()) < MIN_FREE_DISK:
+            return f"disk: {free / 2**20:.0f} MiB free, {MIN_FREE_DISK / 2**20:.0f} MiB needed"
+        return None
+
+    def _check_room(self) -> None:
+        if (shortage := self._find_shortage()) is not None:
+            raise HostFullError(
+                f"this host is full ({shortage})", hint="Try again later, or another host: GET /peers."
+            )
+
+    def _publish(self, pod: Pod) -> None:
+        target = self._target_of(pod)
+        if target is not None:
+            self._routes.publish(pod.hash, target)
+
+    @asynccontextmanager
+    async def _lock(self, hash: ManifestHash) -> AsyncIterator[None]:
+        """One change of a pod at a time; locks nobody holds are forgotten."""
+        self._holders[hash] += 1
+        try:
+            async with self._locks[hash]:
+                yield
+        finally:
+            self._holders[hash] -= 1
+            if not self._holders[hash]:
+                del self._holders[hash], self._locks[hash]
+
+
+class AddressPool:
+    """Hands out pod addresses round-robin, so that one is not soon used again by another pod."""
+
+    def __init__(self, network: IPv4Network) -> None:
+        self._first = int(network.network_address) + 1
+        self._count = network.num_addresses - 2
+        self._cursor = 0
+
+    def next_free(self, taken: Collection[IPv4Address]) -> IPv4Address:
+        """HostFullError when every address is taken."""
+        for _ in range(self._count):
+            candidate = IPv4Address(self._first + self._cursor)
+            self._cursor = (self._cursor + 1) % self._count
+            if candidate not in taken:
+                return candidate
+        raise HostFullError(
+            f"all {self._count} pod addresses of this host are in use", hint="Try another host: GET /peers."
+        )
+
+
+async def _answers(target: Target, deadline: float) -> bool:
+    """Whether something accepts connections at the target; never longer than the deadline."""
+    left = deadline - asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(max(left, 0)):
+            _, writer = await asyncio.open_connection(target.address, target.port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+def _target_of(pod: Pod) -> Target | None:
+    return None if pod.manifest.port is None else Target(str(pod.address), pod.manifest.port)
+
+
+def _entry(hash: ManifestHash, kind: EntryKind, seconds: int, receipt: Receipt, now: datetime) -> LedgerEntry:
+    return LedgerEntry(
+        manifest_hash=hash,
+        kind=kind,
+        seconds=seconds,
+        price=receipt.price,
+        currency=receipt.currency,
+        rail=receipt.rail,
+        token=receipt.token,
+        created_at=now,
+    )
+
+
+def _say_nothing(_: str) -> None: ...

@@ -1,0 +1,114 @@
+"""The loop that makes what is found into what is wanted: expiry and recovery are one function."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from codius_node import lifecycle
+from codius_node.engine import ContainerEngine, Engine, Network
+from codius_node.errors import CodiusError
+from codius_node.store import Store
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS: Final = 30.0
+"""Between two full comparisons when nothing is due: what dies unasked stays dead no longer."""
+RETRY_SECONDS: Final = 5.0
+"""After a comparison that could not be made: podman or the disk may be back soon."""
+MIN_PAUSE_SECONDS: Final = 0.25
+"""Between two comparisons, however much is due: expiry stays exact to well within a second."""
+LAST_ALIVE_SETTING: Final = "last_alive"
+
+
+class Reconciler:
+    """Compares, plans and has the engine act; at start, at every expiry, and now and then."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: Store,
+        containers: ContainerEngine,
+        network: Network,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._containers = containers
+        self._network = network
+        self._clock = clock
+
+    async def recover(self) -> None:
+        """After a start: the network of every pod in one transaction, then the first comparison.
+
+        Pods that are still wired are running, so their routes are published before podman is asked:
+        visitors lose nothing when it is away.
+        """
+        pods = await self._store.pods()
+        live = await self._network.start([pod.address for pod in pods])
+        logger.info("network up: %d of %d pods still wired", len(live), len(pods))
+        self._engine.publish_wired(pods, live)
+        try:
+            await self.reconcile()
+        except CodiusError as error:
+            logger.warning("pods cannot be looked after yet: %s. %s", error, error.hint or "")
+
+    async def reconcile(self) -> None:
+        """One comparison and its steps. Errors of single pods are logged and tried again next time."""
+        await self._engine.retire_routes()
+        in_flight = self._engine.in_flight
+        found = await self._containers.find_pods()
+        linked = await self._network.links()
+        wanted = await self._store.pods()
+        now = self._clock()
+        steps = lifecycle.plan(
+            wanted,
+            found,
+            now=now,
+            last_alive=await self._last_alive(),
+            linked=linked,
+            in_flight=in_flight | self._engine.in_flight,
+        )
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                group.create_task(self._apply(step), name=f"{type(step).__name__.lower()}-{step.hash}")
+        await self._store.set_setting(LAST_ALIVE_SETTING, now.isoformat(), now=now)
+
+    async def run(self) -> None:
+        """For ever: wait until something is due, compare, act."""
+        while True:
+            try:
+                await self._wait(SWEEP_SECONDS)
+                await self.reconcile()
+            except CodiusError as error:
+                logger.warning("cannot compare: %s. Next try in %.0f s.", error, RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _wait(self, sweep: float) -> None:
+        """Until the sweep or the next expiry, whichever is first; a changed expiry is looked at again."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + sweep
+        while (left := end - loop.time()) > 0:
+            self._engine.changed.clear()
+            due = lifecycle.next_deadline(await self._store.pods(), self._clock())
+            if due is not None:
+                left = min(left, (due - self._clock()).total_seconds())
+            try:
+                async with asyncio.timeout(max(left, MIN_PAUSE_SECONDS)):
+                    await self._engine.changed.wait()
+            except TimeoutError:
+                return
+
+    async def _apply(self, step: lifecycle.Step) -> None:
+        try:
+            await self._engine.apply(step)
+        except CodiusError as error:
+            logger.warning("pod %s: %s failed: %s", step.hash, type(step).__name__.lower(), error)
+
+    async def _last_alive(self) -> datetime | None:
+        saved = await self._store.get_setting(LAST_ALIVE_SETTING)
+        return datetime.fromisoformat(saved) if isinstance(saved, str) else None

@@ -1,0 +1,632 @@
+"""What is wanted, in SQLite: pods, manifests, ledger, peers and settings. The door for aiosqlite."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+
+import aiosqlite
+
+from codius_node import migrations
+from codius_node.cipher import Cipher, create_key, find_key
+from codius_node.errors import CodiusError, NotFoundError, RequestError, StoreError
+from codius_node.model import Currency, Json, Manifest, ManifestHash, Pod, PodState, PrivateVariable
+
+logger = logging.getLogger(__name__)
+
+BUSY_TIMEOUT: Final = 5.0
+"""Seconds to wait for another program that holds the database: a backup or a shell, never for long."""
+WAL_KEPT: Final = 4 * 1024 * 1024
+"""Bytes the write-ahead log keeps on disk after a checkpoint: SQLite's own checkpoint size (1000 pages)."""
+DOCUMENT_KEPT: Final = 16 * 1024
+"""Characters of a manifest that stays restored in memory; the reconciler asks for all pods every second, and
+500 such manifests are still only a few megabytes. A larger one is restored from its row each time."""
+LEDGER_PAGE: Final = 100
+"""Entries of the ledger in one answer, unless the caller says otherwise."""
+LATEST: Final = 253_402_300_799_999_999
+"""Microseconds: the end of the year 9999, the last time a datetime can hold."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_SECOND: Final = 1_000_000
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+# A row's values have the types the schema checks; sqlite3 itself gives them none.
+_Row = Mapping[str, Any]
+
+
+class PodChangedError(StoreError):
+    """The pod is not in the state the caller last saw: somebody was faster. Nothing was written."""
+
+    status = 409
+
+
+class AddressTakenError(StoreError):
+    """Another pod has this address. Nothing was written."""
+
+
+class TokenSpentError(StoreError):
+    """The payment token has paid for something already: one claim per token. Nothing was written."""
+
+    status = 402
+
+
+class EntryKind(StrEnum):
+    """Why time was added to a pod."""
+
+    UPLOAD = "upload"
+    EXTENSION = "extension"
+    CREDIT = "credit"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """Time that a pod was given: `seconds` for `price` base units of `currency`, paid over `rail`.
+
+    `token` is the payment's own and can be spent once. `id` is the store's, None until it is written.
+    """
+
+    manifest_hash: ManifestHash
+    kind: EntryKind
+    seconds: int
+    price: int
+    currency: Currency
+    rail: str
+    created_at: datetime
+    token: str | None = field(default=None, repr=False)
+    id: int | None = None
+
+
+def _transaction(
+    method: Callable[Concatenate[Store, _P], Awaitable[_T]],
+) -> Callable[Concatenate[Store, _P], Coroutine[Any, Any, _T]]:
+    """All of the method's statements or none of them, and no other coroutine's in between."""
+
+    async def whole(self: Store, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        await self._lock.acquire()
+        # In a task of its own: a caller who is cancelled while waiting in line has changed nothing, and one
+        # who is cancelled later leaves neither half a transaction nor a lock that is free too early.
+        work = functools.partial(method, self, *args, **kwargs)
+        task = asyncio.create_task(self._commit(work), name=f"store-{method.__name__}")
+        task.add_done_callback(lambda _: self._lock.release())
+        return await asyncio.shield(task)
+
+    functools.update_wrapper(whole, method)
+    return whole
+
+
+def _reading(
+    method: Callable[Concatenate[Store, _P], Awaitable[_T]],
+) -> Callable[Concatenate[Store, _P], Coroutine[Any, Any, _T]]:
+    """Alone on the connection, so that nobody sees the middle of a transaction."""
+
+    async def alone(self: Store, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        async with self._lock:
+            with _reported(self._path):
+                return await method(self, *args, **kwargs)
+
+    functools.update_wrapper(alone, method)
+    return alone
+
+
+class Store:
+    """The node's memory: what is wanted. One connection, one transaction at a time.
+
+    Commits reach the disk before they return (`synchronous = FULL`): with less, a power cut takes back the
+    last claims, and their tokens could be spent again. Missing pods are NotFoundError; everything the disk
+    or SQLite refuses is StoreError, and then nothing was written.
+    """
+
+    def __init__(
+        self,
+        connection: aiosqlite.Connection,
+        cipher: Cipher,
+        restore: Callable[[Mapping[str, Json]], Manifest],
+        path: Path,
+    ) -> None:
+        self._connection = connection
+        self._cipher = cipher
+        self._restore = restore
+        self._path = path
+        self._lock = asyncio.Lock()
+        self._closed = False
+        self._manifests: dict[ManifestHash, Manifest] = {}
+
+    @classmethod
+    async def open(
+        cls, path: Path, *, key_path: Path, restore: Callable[[Mapping[str, Json]], Manifest]
+    ) -> Store:
+        """The store in this file, made and migrated as needed. `restore` makes a manifest of its document."""
+        # aiosqlite prints every statement's values at DEBUG, and tokens are among them.
+        logging.getLogger("aiosqlite").setLevel(logging.INFO)
+        key = await asyncio.to_thread(_prepare_files, path, key_path)
+        with _reported(path):
+            connection = await aiosqlite.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            try:
+                connection.row_factory = sqlite3.Row
+                await _check_owner(connection, path)
+                await _configure(connection, path)
+                await _migrate(connection, path)
+                await _check_pages(connection, path)
+                if key is None:
+                    await _check_nothing_locked(connection, path, key_path)
+                    key = await asyncio.to_thread(create_key, key_path)
+                    logger.info("created the key file %s", key_path)
+                return cls(connection, Cipher(key), restore, path)
+            except BaseException:
+                await connection.close()
+                raise
+
+    async def aclose(self) -> None:
+        """Waits for the transaction that is under way; whoever comes later gets a StoreError."""
+        async with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            with _reported(self._path):
+                await self._connection.close()
+
+    async def add_pod(self, pod: Pod, private: Mapping[str, PrivateVariable]) -> None:
+        """Record the intent: a pending pod, its manifest and its private values."""
+        if pod.state is not PodState.PENDING:
+            raise ValueError("a pod is added as pending")
+        # In a thread: the first call imports the library, and a large upload takes milliseconds.
+        locked = await asyncio.to_thread(self._cipher.encrypt, pod.hash, private) if private else None
+        await self._add_pod(pod, locked)
+
+    @_transaction
+    async def _add_pod(self, pod: Pod, locked: bytes | None) -> None:
+        if await self._rows("SELECT 1 FROM pods WHERE hash = ?", pod.hash):
+            raise PodChangedError(f"pod {pod.hash} is here already", hint="extend it instead")
+        if await self._rows("SELECT 1 FROM pods WHERE address = ?", str(pod.address)):
+            raise AddressTakenError(f"the address {pod.address} has a pod already", hint="choose a free one")
+        created_at = _micros(pod.created_at)
+        await self._rows(
+            "INSERT INTO manifests (hash, document, private, created_at) VALUES (?, ?, ?, ?)",
+            pod.hash,
+            json.dumps(dict(pod.manifest.document), separators=(",", ":")),
+            locked,
+            created_at,
+        )
+        await self._rows(
+            "INSERT INTO pods (hash, state, created_at, expires_at, address) VALUES (?, ?, ?, ?, ?)",
+            pod.hash,
+            pod.state,
+            created_at,
+            _micros(pod.expires_at),
+            str(pod.address),
+        )
+
+    @_transaction
+    async def start_pod(self, hash: ManifestHash, *, expires_at: datetime, entry: LedgerEntry) -> Pod:
+        """Pending to running, and the claim of its payment: both or neither."""
+        await self._get_row(hash, PodState.PENDING)
+        await self._add_entry(hash, entry)
+        return await self._update_pod(hash, PodState.RUNNING, _micros(expires_at))
+
+    @_transaction
+    async def extend_pod(self, hash: ManifestHash, *, seconds: int, entry: LedgerEntry) -> Pod:
+        """Seconds more for a running pod, counted from its old expiry, and the claim of their payment."""
+        if seconds <= 0 or entry.seconds != seconds:
+            raise ValueError("an extension is longer than nothing, and its entry says how long")
+        row = await self._get_row(hash, PodState.RUNNING)
+        expires_at = row["expires_at"] + seconds * _SECOND
+        if expires_at > LATEST:
+            raise RequestError(f"pod {hash} would run past the year 9999", hint="ask for a shorter extension")
+        await self._add_entry(hash, entry)
+        return await self._update_pod(hash, PodState.RUNNING, expires_at)
+
+    @_transaction
+    async def move_expiry(
+        self, hash: ManifestHash, expires_at: datetime, *, expected: datetime, entry: LedgerEntry
+    ) -> Pod:
+        """Give an outage back: from the `expected` expiry to a later one, with its credit in the ledger.
+
+        Done twice it is done once. A pod extended since it was `expected` is a PodChangedError: its new time
+        would be lost, so plan again.
+        """
+        before, after = _micros(expected), _micros(expires_at)
+        if after <= before or entry.kind is not EntryKind.CREDIT:
+            raise ValueError("an outage is given back as a credit, and makes a pod's time longer")
+        row = await self._get_row(hash, PodState.RUNNING)
+        if row["expires_at"] == after:
+            return await self._get_pod(row)
+        if row["expires_at"] != before:
+            raise PodChangedError(
+                f"the expiry of pod {hash} has moved meanwhile", hint="look at the pod again"
+            )
+        await self._add_entry(hash, entry)
+        return await self._update_pod(hash, PodState.RUNNING, after)
+
+    @_transaction
+    async def set_state(self, hash: ManifestHash, state: PodState, *, expected: PodState) -> None:
+        """Compare and set: of two callers with the same expectation one gets a PodChangedError."""
+        if state is PodState.RUNNING:
+            raise ValueError("a pod gets to running by start_pod, together with its ledger entry")
+        await self._get_row(hash, expected)
+        await self._rows("UPDATE pods SET state = ? WHERE hash = ?", state, hash)
+
+    async def remove_pod(self, hash: ManifestHash) -> None:
+        """Pod, manifest and private values are gone, also from the files; the ledger stays. May run twice."""
+        if await self._remove_pod(hash):
+            await self._scrub()
+
+    @_transaction
+    async def _remove_pod(self, hash: ManifestHash) -> bool:
+        """Whether there was something private in it."""
+        await self._rows("DELETE FROM pods WHERE hash = ?", hash)
+        gone = await self._rows(
+            "DELETE FROM manifests WHERE hash = ? RETURNING private IS NOT NULL AS locked", hash
+        )
+        self._manifests.pop(hash, None)
+        return any(row["locked"] for row in gone)
+
+    @_reading
+    async def _scrub(self) -> None:
+        # secure_delete has zeroed the row's pages; the log still has their older copies until it is cut.
+        [done] = await self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        if done["busy"]:
+            logger.warning("another program reads %s: removed rows stay in its log for now", self._path)
+
+    @_reading
+    async def find_pod(self, hash: ManifestHash) -> Pod | None:
+        rows = await self._rows("SELECT * FROM pods WHERE hash = ?", hash)
+        return await self._get_pod(rows[0]) if rows else None
+
+    @_reading
+    async def pods(self, *states: PodState) -> list[Pod]:
+        """Those in one of these states, or all of them; the oldest first."""
+        rows = await self._rows("SELECT * FROM pods ORDER BY created_at, hash")
+        return [await self._get_pod(row) for row in rows if not states or row["state"] in states]
+
+    async def private(self, hash: ManifestHash) -> Mapping[str, PrivateVariable]:
+        locked = await self._get_locked(hash)
+        return {} if locked is None else await asyncio.to_thread(self._cipher.decrypt, hash, locked)
+
+    @_reading
+    async def _get_locked(self, hash: ManifestHash) -> bytes | None:
+        rows = await self._rows("SELECT private FROM manifests WHERE hash = ?", hash)
+        if not rows:
+            raise _missing(hash)
+        return cast("bytes | None", rows[0]["private"])
+
+    @_reading
+    async def addresses(self) -> set[IPv4Address]:
+        """Those in use, whatever the state of their pods."""
+        return {IPv4Address(row["address"]) for row in await self._rows("SELECT address FROM pods")}
+
+    @_reading
+    async def ledger(self, hash: ManifestHash | None = None, limit: int = LEDGER_PAGE) -> list[LedgerEntry]:
+        """The newest entries, newest first: of one manifest, or of all."""
+        if hash is None:
+            rows = await self._rows("SELECT * FROM ledger ORDER BY id DESC LIMIT ?", max(0, limit))
+        else:
+            rows = await self._rows(
+                "SELECT * FROM ledger WHERE manifest_hash = ? ORDER BY id DESC LIMIT ?", hash, max(0, limit)
+            )
+        return [_parse_entry(row) for row in rows]
+
+    @_reading
+    async def find_entry(self, token: str) -> LedgerEntry | None:
+        """What this token has paid for."""
+        rows = await self._rows("SELECT * FROM ledger WHERE token = ?", token)
+        return _parse_entry(rows[0]) if rows else None
+
+    @_transaction
+    async def add_peers(self, uris: Iterable[str], now: datetime) -> int:
+        """How many of them are new. The caller has checked what they say and how many there may be."""
+        known = 0
+        for uri in uris:
+            known += len(
+                await self._rows(
+                    "INSERT INTO peers (uri, added_at) VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING uri",
+                    uri,
+                    _micros(now),
+                )
+            )
+        return known
+
+    @_reading
+    async def sample_peers(self, limit: int) -> list[str]:
+        """Some peers by chance."""
+        rows = await self._rows("SELECT uri FROM peers ORDER BY random() LIMIT ?", max(0, limit))
+        return [row["uri"] for row in rows]
+
+    @_reading
+    async def count_peers(self) -> int:
+        [row] = await self._rows("SELECT count(*) AS number FROM peers")
+        return cast(int, row["number"])
+
+    @_transaction
+    async def note_peer(self, uri: str, ok: bool, now: datetime) -> None:
+        """It answered: seen now, failures forgotten. It did not: one failure more."""
+        if ok:
+            await self._rows(
+                "UPDATE peers SET last_seen_at = ?, failures = 0 WHERE uri = ?", _micros(now), uri
+            )
+        else:
+            await self._rows("UPDATE peers SET failures = failures + 1 WHERE uri = ?", uri)
+
+    @_reading
+    async def get_setting(self, key: str) -> Json:
+        """None when it was never set."""
+        rows = await self._rows("SELECT value FROM settings WHERE key = ?", key)
+        return cast(Json, json.loads(rows[0]["value"])) if rows else None
+
+    @_transaction
+    async def set_setting(self, key: str, value: Json, now: datetime) -> None:
+        await self._rows(
+            "INSERT INTO settings (key, value, changed_at) VALUES (?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET value = excluded.value, changed_at = excluded.changed_at",
+            key,
+            json.dumps(value, allow_nan=False),
+            _micros(now),
+        )
+
+    async def _commit(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        with _reported(self._path):
+            try:
+                # IMMEDIATE: the write lock comes first, so that no read before a write can go stale.
+                await self._rows("BEGIN IMMEDIATE")
+                result = await work()
+                await self._rows("COMMIT")
+            except BaseException:
+                if not self._closed:
+                    # Does nothing when SQLite has rolled back by itself, as on a full disk.
+                    await self._connection.rollback()
+                raise
+            return result
+
+    async def _rows(self, sql: str, *values: str | bytes | int | None) -> Sequence[_Row]:
+        if self._closed:
+            raise StoreError("the store is closed", hint="the node is stopping; ask again when it is back")
+        return await _query(self._connection, sql, *values)
+
+    async def _get_row(self, hash: ManifestHash, expected: PodState) -> _Row:
+        rows = await self._rows("SELECT * FROM pods WHERE hash = ?", hash)
+        if not rows:
+            raise _missing(hash)
+        if rows[0]["state"] != expected:
+            raise PodChangedError(
+                f"pod {hash} is {rows[0]['state']}, not {expected}", hint="look at the pod again"
+            )
+        return rows[0]
+
+    async def _update_pod(self, hash: ManifestHash, state: PodState, expires_at: int) -> Pod:
+        [row] = await self._rows(
+            "UPDATE pods SET state = ?, expires_at = ? WHERE hash = ? RETURNING *", state, expires_at, hash
+        )
+        return await self._get_pod(row)
+
+    async def _add_entry(self, hash: ManifestHash, entry: LedgerEntry) -> None:
+        if entry.manifest_hash != hash:
+            raise ValueError("a ledger entry belongs to the pod it was paid for")
+        if entry.token is not None and await self._rows("SELECT 1 FROM ledger WHERE token = ?", entry.token):
+            raise TokenSpentError("this payment token has been spent already", hint="pay with a fresh token")
+        await self._rows(
+            "INSERT INTO ledger"
+            " (manifest_hash, kind, seconds, price, currency, scale, rail, token, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            entry.manifest_hash,
+            entry.kind,
+            entry.seconds,
+            str(entry.price),
+            entry.currency.code,
+            entry.currency.scale,
+            entry.rail,
+            entry.token,
+            _micros(entry.created_at),
+        )
+
+    async def _get_pod(self, row: _Row) -> Pod:
+        hash = ManifestHash(row["hash"])
+        return Pod(
+            manifest=await self._get_manifest(hash),
+            state=PodState(row["state"]),
+            created_at=_moment(row["created_at"]),
+            expires_at=_moment(row["expires_at"]),
+            address=IPv4Address(row["address"]),
+        )
+
+    async def _get_manifest(self, hash: ManifestHash) -> Manifest:
+        kept = self._manifests.get(hash)
+        if kept is not None:
+            return kept
+        [row] = await self._rows("SELECT document FROM manifests WHERE hash = ?", hash)
+        try:
+            manifest = self._restore(json.loads(row["document"]))
+        except CodiusError as error:
+            raise _damaged(self._path, f"the manifest of pod {hash} is not valid: {error.message}") from error
+        if manifest.hash != hash:
+            raise _damaged(self._path, f"the manifest of pod {hash} has the hash {manifest.hash}")
+        if len(row["document"]) <= DOCUMENT_KEPT:
+            self._manifests[hash] = manifest
+        return manifest
+
+
+async def _query(
+    connection: aiosqlite.Connection, sql: str, *values: str | bytes | int | None
+) -> Sequence[_Row]:
+    # A sqlite3.Row reads like a mapping of its columns; it only does not call itself one.
+    return cast("Sequence[_Row]", await connection.execute_fetchall(sql, values))
+
+
+def _prepare_files(path: Path, key_path: Path) -> bytes | None:
+    """Make the folders (0700) and the database (0600, as its log will be); the key when there is one."""
+    try:
+        for folder in (path.parent, key_path.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Only when it is missing: closing a file of a database gives up the locks this process has on it.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreError(
+            f"the database {path} cannot be created: {error.strerror}",
+            hint=f"check the free space and who may write to {path.parent}",
+        ) from error
+    return find_key(key_path)
+
+
+async def _check_owner(connection: aiosqlite.Connection, path: Path) -> None:
+    """Before anything is changed: this file is ours and not from the future."""
+    [tables] = await _query(connection, "SELECT count(*) AS number FROM sqlite_schema")
+    [owner] = await _query(connection, "PRAGMA application_id")
+    if tables["number"] and owner["application_id"] != migrations.APPLICATION_ID:
+        raise StoreError(
+            f"{path} is the database of another program", hint="move it away, or set another CODIUS_ROOT"
+        )
+    migrations.find_pending(await _get_version(connection))
+
+
+async def _configure(connection: aiosqlite.Connection, path: Path) -> None:
+    [journal] = await _query(connection, "PRAGMA journal_mode = WAL")
+    if journal["journal_mode"] != "wal":
+        raise StoreError(
+            f"the file system of {path} cannot hold a database with a write-ahead log",
+            hint="put CODIUS_ROOT on a local disk",
+        )
+    for pragma in (
+        "PRAGMA synchronous = FULL",
+        "PRAGMA foreign_keys = ON",
+        "PRAGMA secure_delete = ON",
+        "PRAGMA trusted_schema = OFF",
+        "PRAGMA temp_store = MEMORY",
+        f"PRAGMA journal_size_limit = {WAL_KEPT}",
+    ):
+        await _query(connection, pragma)
+
+
+async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
+    for step in migrations.find_pending(await _get_version(connection)):
+        logger.info("migrating %s to schema %d: %s", path, step.version, step.purpose)
+        try:
+            await _query(connection, "BEGIN IMMEDIATE")
+            # Asked again under the lock: another process may have done this step meanwhile.
+            if await _get_version(connection) < step.version:
+                for statement in step.statements:
+                    await _query(connection, statement)
+                await _query(connection, f"PRAGMA user_version = {step.version}")
+            await _query(connection, "COMMIT")
+        except BaseException:
+            await connection.rollback()
+            raise
+        logger.info("migrated %s to schema %d", path, step.version)
+
+
+async def _get_version(connection: aiosqlite.Connection) -> int:
+    [row] = await _query(connection, "PRAGMA user_version")
+    return cast(int, row["user_version"])
+
+
+async def _check_pages(connection: aiosqlite.Connection, path: Path) -> None:
+    """Damage is found now and not in the middle of a payment."""
+    [verdict] = await _query(connection, "PRAGMA quick_check(1)")
+    if verdict["quick_check"] != "ok":
+        raise _damaged(path, verdict["quick_check"])
+
+
+async def _check_nothing_locked(connection: aiosqlite.Connection, path: Path, key_path: Path) -> None:
+    if await _query(connection, "SELECT 1 FROM manifests WHERE private IS NOT NULL LIMIT 1"):
+        raise StoreError(
+            f"the key file {key_path} is missing, and {path} has private variables locked with it",
+            hint="restore the key file from a backup; a new key could not open them",
+        )
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """What SQLite refuses, as StoreError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _explain(error, path) from error
+    except (OverflowError, UnicodeEncodeError):
+        # Without the cause: it carries the value.
+        raise StoreError(f"a value does not fit into the database {path}") from None
+
+
+_MEANINGS: Final[Mapping[int, tuple[str, str]]] = {
+    sqlite3.SQLITE_FULL: ("the disk of {path} is full", "free some space there: df -h {folder}"),
+    sqlite3.SQLITE_IOERR: (
+        "the disk of {path} cannot be read or written",
+        "check its free space (df -h {folder}) and the kernel's messages (dmesg)",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        "the database {path} cannot be written",
+        "check who may write to it and to its folder: ls -la {folder}",
+    ),
+    sqlite3.SQLITE_PERM: ("the database {path} may not be used", "check who may: ls -la {folder}"),
+    sqlite3.SQLITE_CANTOPEN: (
+        "the database {path} cannot be opened",
+        "check that it is a file and who may write to its folder: ls -la {folder}",
+    ),
+    sqlite3.SQLITE_BUSY: (
+        "another program holds the database {path}",
+        "close it (a shell, a backup, a second node) and try again",
+    ),
+    sqlite3.SQLITE_CONSTRAINT: (
+        "the database {path} refused a value",
+        "this is a mistake of codiusd: please report it",
+    ),
+}
+
+
+def _explain(error: sqlite3.Error, path: Path) -> StoreError:
+    # The low byte is the kind, the rest its details. An error of the module itself has no code.
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return _damaged(path, str(error))
+    sentence, hint = _MEANINGS.get(
+        code, ("the database {path} did not do what it was asked", "see the node's log")
+    )
+    words = {"path": path, "folder": path.parent}
+    return StoreError(f"{sentence.format_map(words)}: {error}", hint=hint.format_map(words))
+
+
+def _damaged(path: Path, detail: str) -> StoreError:
+    return StoreError(
+        f"the database {path} is damaged: {detail}",
+        hint=f"stop the node and restore {path} from a backup, or move it away to start with an empty one",
+    )
+
+
+def _missing(hash: ManifestHash) -> NotFoundError:
+    return NotFoundError(f"there is no pod {hash} on this host", hint="check the manifest hash")
+
+
+def _parse_entry(row: _Row) -> LedgerEntry:
+    return LedgerEntry(
+        manifest_hash=ManifestHash(row["manifest_hash"]),
+        kind=EntryKind(row["kind"]),
+        seconds=row["seconds"],
+        price=int(row["price"]),
+        currency=Currency(row["currency"], row["scale"]),
+        rail=row["rail"],
+        created_at=_moment(row["created_at"]),
+        token=row["token"],
+        id=row["id"],
+    )
+
+
+def _micros(moment: datetime) -> int:
+    """Whole microseconds since 1970; a naive datetime is a ValueError, for it names no moment."""
+    if moment.tzinfo is None:
+        raise ValueError("a time without its zone")
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def _moment(micros: int) -> datetime:
+    return _EPOCH + micros * _MICROSECOND

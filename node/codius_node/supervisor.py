@@ -1,0 +1,166 @@
+"""`codiusd run`: the whole host with one command, for a laptop, a demo or a small host."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from codius_node import systemd
+from codius_node.config import Settings
+from codius_node.daemon import open_node, stop_signals
+from codius_node.errors import CodiusError
+from codius_node.podman_service import PodmanService
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_SECONDS: Final = 1.0
+"""Before a child that died is started again; doubled each time up to the most."""
+MOST_BACKOFF_SECONDS: Final = 30.0
+READY_SECONDS: Final = 30.0
+"""For a child to open its port."""
+READY_POLL_SECONDS: Final = 0.02
+STOP_SECONDS: Final = 15.0
+"""For a child to drain before it is killed; above the front door's own drain deadline."""
+FIRST_PASSED_SOCKET: Final = 3
+"""SD_LISTEN_FDS_START: where passed sockets begin (sd_listen_fds(3))."""
+
+
+class ChildError(CodiusError):
+    """A part of the host did not start."""
+
+
+def run(settings: Settings) -> int:
+    """The node here, the front door and the responder as children; until SIGTERM or Ctrl-C."""
+    asyncio.run(_run(settings))
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    stop = stop_signals()
+    async with AsyncExitStack() as stack:
+        if not settings.noop and not settings.engine_socket.exists():
+            settings = await _start_podman(settings, stack)
+        await stack.enter_async_context(open_node(settings))
+        children = [Child("proxy", settings, str(settings.bind_ip), settings.port)]
+        if settings.dns_port and settings.public_addresses:
+            children.append(Child("dns", settings, str(settings.dns_ip), settings.dns_port))
+        for child in children:
+            await child.start()
+            stack.push_async_callback(child.aclose)
+        systemd.notify("READY=1")
+        logger.info("host ready: %s", settings.public_uri)
+        await stop.wait()
+        systemd.notify("STOPPING=1")
+        logger.info("stopping; pods stay up")
+
+
+async def _start_podman(settings: Settings, stack: AsyncExitStack) -> Settings:
+    service = PodmanService(run=settings.run, runtime=settings.oci_runtime or None)
+    await service.start()
+    stack.push_async_callback(service.stop)
+    logger.info("no podman socket at %s: started a podman service", settings.engine_socket)
+    return replace(settings, engine_socket=service.socket)
+
+
+class Child:
+    """`codiusd proxy` or `codiusd dns` as a process of its own, started again when it dies."""
+
+    def __init__(self, command: str, settings: Settings, address: str, port: int) -> None:
+        self._command = command
+        self._settings = settings
+        self._address = _reachable(address)
+        self._port = port
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """ChildError unless its port opens."""
+        self._process = await self._spawn()
+        ended = asyncio.create_task(self._process.wait(), name=f"{self._command}-start")
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                while not await self._answers():
+                    if ended.done():
+                        raise ChildError(
+                            f"codiusd {self._command} ended with status {ended.result()}",
+                            hint="Its own message is above.",
+                        )
+                    await asyncio.sleep(READY_POLL_SECONDS)
+        except TimeoutError:
+            await self.aclose()
+            raise ChildError(
+                f"codiusd {self._command} does not answer on {self._address} port {self._port}",
+                hint="`codiusd doctor` looks at ports, podman and the kernel.",
+            ) from None
+        self._keeper = asyncio.create_task(self._keep(), name=f"{self._command}-keeper")
+
+    async def aclose(self) -> None:
+        """SIGTERM, time to drain, then SIGKILL."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def _keep(self) -> None:
+        backoff = BACKOFF_SECONDS
+        while self._process is not None:
+            began = asyncio.get_running_loop().time()
+            status = await self._process.wait()
+            if asyncio.get_running_loop().time() - began > MOST_BACKOFF_SECONDS:
+                backoff = BACKOFF_SECONDS
+            logger.error("codiusd %s ended with status %d; again in %.0f s", self._command, status, backoff)
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, MOST_BACKOFF_SECONDS)
+            self._process = await self._spawn()
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        command = [sys.executable, "-m", "codius_node", self._command]
+        passed = _passed_sockets() if self._command == "proxy" else ()
+        if passed:
+            # LISTEN_PID has to name the process that takes the sockets: only itself knows its pid
+            command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *command]
+        # killed with us, however we end: a front door of a host that is gone is no use to anybody
+        command = ["setpriv", "--pdeathsig", "TERM", *command]
+        environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+        return await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            env=environment,
+            pass_fds=passed,
+            start_new_session=True,
+        )
+
+    async def _answers(self) -> bool:
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection(self._address, self._port)
+            writer.close()
+            return True
+        return False
+
+
+def _passed_sockets() -> range:
+    """Listening sockets that whoever started us handed over, for the front door."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return range(0)
+    return range(FIRST_PASSED_SOCKET, FIRST_PASSED_SOCKET + int(os.environ.get("LISTEN_FDS", "0")))
+
+
+def _reachable(address: str) -> str:
+    """Where a listener on this address can be reached from here."""
+    if address in {str(IPv4Address(0)), str(IPv6Address(0))}:
+        return "127.0.0.1" if address == str(IPv4Address(0)) else "::1"
+    return address

@@ -1,0 +1,69 @@
+"""The feed's reader: keeps the route table as the node wants it, and the last one while the node is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from codius_proxy.routes import MAX_LINE, FeedError, RouteTable, Snapshot, Target, parse
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE: Final = 0.05  # seconds before the first try to reconnect: a restart is quick
+LONGEST_PAUSE: Final = 2.0  # seconds; an upload after a long outage should not wait for us
+
+
+class FeedReader:
+    """Follows the node's feed for as long as `run` runs."""
+
+    def __init__(self, path: Path, table: RouteTable, *, on_gone: Callable[[Target], None]) -> None:
+        """`on_gone` hears of every target that no route leads to any more."""
+        self.ready = asyncio.Event()  # the first snapshot is in the table
+        self._path = path
+        self._table = table
+        self._on_gone = on_gone
+        self._followed = False  # this connection's snapshot has come
+
+    async def run(self) -> None:
+        """Connect, apply, reconnect; ends only when cancelled."""
+        pause = FIRST_PAUSE
+        complained = False
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(str(self._path), limit=MAX_LINE)
+            except OSError as error:
+                if not complained:  # once per outage, not once per try
+                    logger.warning("the feed at %s is away: %s; routes stay as they are", self._path, error)
+                complained = True
+            else:
+                try:
+                    await self._follow(reader)
+                    logger.info("the feed at %s ended; routes stay as they are", self._path)
+                except (FeedError, OSError, ValueError, asyncio.IncompleteReadError) as error:
+                    logger.error("left the feed at %s: %s; routes stay as they are", self._path, error)
+                finally:
+                    writer.transport.abort()
+                if self._followed:
+                    pause = FIRST_PAUSE
+                complained = False
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _follow(self, reader: asyncio.StreamReader) -> None:
+        """Apply messages until the feed ends."""
+        self._followed = False
+        while line := await reader.readline():
+            if not line.endswith(b"\n"):
+                raise FeedError("the feed ended in the middle of a message")
+            message = parse(line)
+            if not self._followed and not isinstance(message, Snapshot):
+                raise FeedError("the feed did not begin with a snapshot")
+            for target in self._table.apply(message):
+                self._on_gone(target)
+            if not self._followed:
+                self._followed = True
+                logger.info("the feed at %s: %d routes", self._path, len(self._table))
+                self.ready.set()

@@ -1,0 +1,164 @@
+"""The route table, and the feed's messages that keep it: rendered by the node, parsed by the proxy."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+MAX_PODS: Final = 65536  # routes in one snapshot: more than one machine can run
+# Bytes of one message with its newline. A route with an IPv6 target takes at most 108 bytes
+# ("<52>":["<39>",65535],), so a full snapshot fits: 65536 * 108 is 6.8 MiB.
+MAX_LINE: Final = 8 * 1024 * 1024
+
+_HASH: Final = re.compile(r"[a-z2-7]{52}")
+_MAX_PORT: Final = 65535
+
+_Json: TypeAlias = "None | bool | int | float | str | list[_Json] | dict[str, _Json]"
+
+
+class FeedError(ValueError):
+    """A line of the feed that is none of its messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a pod listens: an IP address literal and a TCP port."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole table; the first message of every connection."""
+
+    routes: Mapping[str, Target]
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """A pod is reachable from now on, or at another target than before."""
+
+    hash: str
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A pod is not to be reached any more."""
+
+    hash: str
+
+
+Message: TypeAlias = Snapshot | Add | Remove
+
+
+class RouteTable:
+    """Manifest hash to target: what the feed said last."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, Target] = {}
+        self.known = False  # no snapshot yet: an absent hash says nothing about the pod
+
+    def __len__(self) -> int:
+        return len(self._routes)
+
+    def find(self, pod_hash: str) -> Target | None:
+        return self._routes.get(pod_hash)
+
+    def apply(self, message: Message) -> frozenset[Target]:
+        """Change the table; the targets that no hash leads to any more. Any message may come twice."""
+        before: set[Target]
+        if isinstance(message, Snapshot):
+            before = set(self._routes.values())
+            self._routes = dict(message.routes)
+            self.known = True
+            return frozenset(before.difference(self._routes.values()))
+        old = self._routes.get(message.hash)
+        if isinstance(message, Add):
+            self._routes[message.hash] = message.target
+        else:
+            self._routes.pop(message.hash, None)
+        if old is None or old in self._routes.values():
+            return frozenset()
+        return frozenset((old,))
+
+
+def render_snapshot(routes: Mapping[str, Target]) -> bytes:
+    """FeedError when there are more routes than a reader accepts."""
+    if len(routes) > MAX_PODS:
+        raise FeedError(f"{len(routes)} routes do not fit into one snapshot of at most {MAX_PODS}")
+    table = {pod_hash: [target.address, target.port] for pod_hash, target in routes.items()}
+    return _render({"type": "snapshot", "routes": table})
+
+
+def render_add(pod_hash: str, target: Target) -> bytes:
+    return _render({"type": "add", "hash": pod_hash, "target": [target.address, target.port]})
+
+
+def render_remove(pod_hash: str) -> bytes:
+    return _render({"type": "remove", "hash": pod_hash})
+
+
+def parse(line: bytes) -> Message:
+    """One line of the feed, with or without its newline; FeedError for anything but a known message."""
+    if len(line) > MAX_LINE:
+        raise FeedError(f"a message of {len(line)} bytes is longer than {MAX_LINE}")
+    try:
+        document: _Json = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
+    except FeedError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise FeedError(f"a message is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise FeedError("a message is not a JSON object")
+    match document:
+        case {"type": "snapshot", "routes": dict(routes), **rest} if not rest:
+            if len(routes) > MAX_PODS:
+                raise FeedError(f"a snapshot of {len(routes)} routes is larger than {MAX_PODS}")
+            return Snapshot({_hash(key): _target(value) for key, value in routes.items()})
+        case {"type": "add", "hash": pod_hash, "target": target, **rest} if not rest:
+            return Add(_hash(pod_hash), _target(target))
+        case {"type": "remove", "hash": pod_hash, **rest} if not rest:
+            return Remove(_hash(pod_hash))
+    raise FeedError(f"not a message of the feed: {str(document)[:100]}")
+
+
+def _render(document: Mapping[str, object]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def _object(pairs: list[tuple[str, _Json]]) -> dict[str, _Json]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise FeedError("a message names a key twice")
+    return found
+
+
+def _hash(value: _Json) -> str:
+    if not isinstance(value, str) or not _HASH.fullmatch(value):
+        raise FeedError(f"{str(value)[:80]!r} is no manifest hash")
+    return value
+
+
+def _target(value: _Json) -> Target:
+    match value:
+        # A JSON `true` is an int in Python, but no port.
+        case [str(address), int(port)] if not isinstance(port, bool):
+            if 0 < port <= _MAX_PORT and _is_address(address):
+                return Target(address, port)
+    raise FeedError(f"{str(value)[:80]} is no [address, port]")
+
+
+def _is_address(text: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, text)
+        except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate inside
+            continue
+        return True
+    return False
