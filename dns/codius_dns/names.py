@@ -25,7 +25,7 @@ def parse_name(text: str) -> Name:
     for label in labels:
         if not _OUR_LABEL.fullmatch(label):
             raise ZoneError(
-                f"{text!r} is not a DNS name: its label {label!r} is not 1 to {MAX_LABEL} letters, digits, - or _",
+                f"{text!r} is not a DNS name: {label!r} in it is not 1-{MAX_LABEL} letters, digits, - or _",
                 hint="Write international names in their xn-- form.",
             )
     wire = b"".join(bytes((len(label),)) + label.encode("ascii") for label in labels) + b"\0"
@@ -41,7 +41,9 @@ def parse_mailbox(text: str) -> Name:
         return parse_name(text)
     local = user.encode("ascii", "replace")
     if not 1 <= len(local) <= MAX_LABEL or not text.isascii():
-        raise ZoneError(f"{text!r} is not a mailbox DNS can write", hint="Use something like hostmaster@example.org.")
+        raise ZoneError(
+            f"{text!r} is not a mailbox DNS can write", hint="Use something like hostmaster@example.org."
+        )
     # One label whatever dots are in it, which is why this is not left to parse_name.
     wire = bytes((len(local),)) + local + parse_name(domain)
     if len(wire) > MAX_NAME:
@@ -67,7 +69,7 @@ def ancestors(name: Name) -> Iterator[Name]:
 
 
 def is_within(name: Name, origin: Name) -> bool:
-    """Whether the name is the origin or below it, label by label: a label may *contain* what looks like one."""
+    """Whether the name is the origin or below it, label by label: a label may *contain* what looks it."""
     surplus = len(name) - len(origin)
     if surplus < 0 or not name.endswith(origin):
         return False

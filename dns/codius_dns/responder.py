@@ -44,7 +44,7 @@ class Responder:
             query = wire.parse_query(packet)
             limit = wire.udp_limit(query) if transport is Transport.UDP else wire.MAX_TCP
             return self._renderer.render(query, self._decide(query), limit)
-        except Exception:  # noqa: BLE001 - one packet must not end the service for everybody else
+        except Exception:
             self._faults += 1
             if self._faults <= MAX_LOGGED_FAULTS:
                 logger.exception("no answer to the packet %s", packet[: wire.MAX_UDP_PLAIN].hex())

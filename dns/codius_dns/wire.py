@@ -34,7 +34,9 @@ _DO: Final = 0x8000  # in the OPT record's TTL field; copied to the answer, RFC 
 _HEADER: Final = struct.Struct("!HHHHHH")
 _TYPE_CLASS: Final = struct.Struct("!HH")
 _RECORD_FIXED: Final = struct.Struct("!HHIH")  # type, class, ttl, rdlength
-_OPT_RECORD: Final = struct.Struct("!BHHBBHH")  # root, type, payload, extended rcode, version, flags, rdlength
+_OPT_RECORD: Final = struct.Struct(
+    "!BHHBBHH"
+)  # root, type, payload, extended rcode, version, flags, rdlength
 
 # Stands for "the name that was asked" while dnslib writes: no name of ours has a dot inside a label.
 _ASKED: Final = (b".asked",)
@@ -69,7 +71,8 @@ class Query:
 
 def is_question(packet: bytes) -> bool:
     """Whether this could be answered at all: a whole header, and not itself an answer (so two servers cannot
-    keep each other busy)."""
+    keep each other busy).
+    """
     return len(packet) >= HEADER_SIZE and not packet[2] & 0x80
 
 
@@ -88,14 +91,15 @@ def parse_query(packet: bytes) -> Query:
     name = Name(packet[HEADER_SIZE:end].lower())
     qtype, qclass = _TYPE_CLASS.unpack_from(packet, end)
     edns: Edns | None = None
-    at: int | None = end + 4
+    at = end + 4
     before_additional = answers + authorities
     # Every record takes eleven bytes at least: the packet's size bounds this loop, not the counts.
     for index in range(before_additional + additionals):
-        found, at = _parse_record(packet, at)
-        if at is None or (found is not None and (edns is not None or index < before_additional)):
+        found, after = _parse_record(packet, at)
+        if after is None or (found is not None and (edns is not None or index < before_additional)):
             return Query(ident, flags, question, name, qtype, qclass, edns, well_formed=False)
         edns = found or edns
+        at = after
     return Query(ident, flags, question, name, qtype, qclass, edns, well_formed=at == len(packet))
 
 

@@ -9,7 +9,16 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from codius_dns.errors import ZoneError
-from codius_dns.names import HASH_LABEL, MAX_NAME, Name, ancestors, is_hash_name, is_within, parse_mailbox, parse_name
+from codius_dns.names import (
+    HASH_LABEL,
+    MAX_NAME,
+    Name,
+    ancestors,
+    is_hash_name,
+    is_within,
+    parse_mailbox,
+    parse_name,
+)
 
 MAX_ADDRESSES: Final = 8  # of each family: more would let a small question fetch a large answer
 MAX_NAMESERVERS: Final = 8  # the same
@@ -142,7 +151,9 @@ class Zone:
             )
         for family, addresses in (("IPv4", self.ipv4), ("IPv6", self.ipv6)):
             if len(addresses) > MAX_ADDRESSES:
-                raise ZoneError(f"{len(addresses)} {family} addresses are more than the {MAX_ADDRESSES} we answer with")
+                raise ZoneError(
+                    f"{len(addresses)} {family} addresses are more than the {MAX_ADDRESSES} we answer with"
+                )
         if len(self.nameservers) > MAX_NAMESERVERS:
             raise ZoneError(f"{len(self.nameservers)} nameservers are more than {MAX_NAMESERVERS}")
         for label, seconds in (
@@ -156,7 +167,9 @@ class Zone:
             raise ZoneError(f"serial={self.serial} is not between 0 and {MAX_SERIAL}")
         origin = parse_name(self.origin)
         if 1 + HASH_LABEL + len(origin) > MAX_NAME:
-            raise ZoneError(f"{self.origin!r} is too long: a hash name under it would not be a DNS name any more")
+            raise ZoneError(
+                f"{self.origin!r} is too long: a hash name under it would not be a DNS name any more"
+            )
         for nameserver in self.nameservers:
             parse_name(nameserver)
         parse_mailbox(self.mailbox)
@@ -192,11 +205,12 @@ class Table:
         self._nxdomain: Final = Answer(Rcode.NXDOMAIN, authority=denial)
         self._hash: Final = self._address_node(zone)
 
+        addresses: tuple[IPv4Address | IPv6Address, ...] = (*zone.ipv4, *zone.ipv6)
         glue = tuple(
             Record(server, zone.address_ttl, address)
             for server in servers
             if is_within(server, self.origin)
-            for address in (*zone.ipv4, *zone.ipv6)
+            for address in addresses
         )
         nameservers = tuple(Record(None, zone.nameserver_ttl, Ns(server)) for server in servers)
         nodes: dict[Name, Node] = {}
@@ -223,7 +237,9 @@ class Table:
         if zone.ipv4:
             node[Qtype.A] = Answer(Rcode.NOERROR, tuple(Record(None, zone.address_ttl, a) for a in zone.ipv4))
         if zone.ipv6:
-            node[Qtype.AAAA] = Answer(Rcode.NOERROR, tuple(Record(None, zone.address_ttl, a) for a in zone.ipv6))
+            node[Qtype.AAAA] = Answer(
+                Rcode.NOERROR, tuple(Record(None, zone.address_ttl, a) for a in zone.ipv6)
+            )
         return node
 
     def _add_texts(self, nodes: dict[Name, Node], text_name: str, values: Sequence[bytes]) -> None:

@@ -3,4 +3,4 @@
 from codius_netpolicy.network import PodNetwork
 from codius_netpolicy.policy import Policy, PolicyError
 
-__all__ = ["Policy", "PolicyError", "PodNetwork"]
+__all__ = ["PodNetwork", "Policy", "PolicyError"]

@@ -29,6 +29,7 @@ class PodNetwork:
         self._netns = netns
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="codius-network")
         self._wiring: Wiring | None = None
+        self._closed = False
 
     async def start(self, addresses: Collection[IPv4Address]) -> frozenset[IPv4Address]:
         """Raises both walls with the elements of all pods in one transaction, and removes unknown links.
@@ -77,7 +78,10 @@ class PodNetwork:
         await self._call(lambda wiring: wiring.stop())
 
     async def aclose(self) -> None:
-        """Ends the worker; the pods keep their network."""
+        """Ends the worker; the pods keep their network. A second time is fine."""
+        if self._closed:
+            return
+        self._closed = True
 
         def close() -> None:
             if self._wiring is not None:

@@ -24,6 +24,7 @@ KEEPALIVE_SECONDS: Final = 75.0
 # Clients know these two by the names of RFC 4918 and RFC 2616; later Pythons say "Content".
 REASONS: Final[Mapping[int, str]] = {413: "Request Entity Too Large", 422: "Unprocessable Entity"}
 
+SERVER: Final = "codiusd"
 INTERNAL_MESSAGE: Final = "an internal error occurred; the request was not carried out"
 INTERNAL_HINT: Final = "Try again; if it stays, tell the host's operator: its log has the details."
 
@@ -94,6 +95,7 @@ async def set_headers(request: web.Request, response: web.StreamResponse) -> Non
     """What every answer carries, streams and errors included (a signal of aiohttp's)."""
     response.headers.setdefault("Cache-Control", "no-cache")
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers["Server"] = SERVER  # without it aiohttp tells its and Python's versions
 
 
 async def accept_expectation(request: web.Request) -> web.Response | None:
@@ -155,6 +157,7 @@ class _Connection(web.RequestHandler):
             document = build_error(status, "this is not a valid HTTP request", None)
         response = render_json(document, status=min(status, 500))
         response.headers["Cache-Control"] = "no-cache"
+        response.headers["Server"] = SERVER
         response.force_close()
         return response
 

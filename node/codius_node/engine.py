@@ -223,10 +223,6 @@ class Engine:
 
         Cancelled, it undoes what it did: who must not lose it (a client may hang up) runs it in a task.
         """
-        if len(self._in_flight) >= UPLOADS_AT_ONCE:
-            raise HostFullError(
-                f"this host is busy with {UPLOADS_AT_ONCE} uploads", hint="Try again in a minute."
-            )
         hash = upload.manifest.hash
         async with self._lock(hash):
             pod = await self._store.find_pod(hash)
@@ -303,14 +299,16 @@ class Engine:
 
     async def _settle(self, pod: Pod) -> None:
         """Return when the pod's port answers, or when nothing has exited for a while (PodStartError)."""
-        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
-        target = None if self._settings.noop else self._target_of(pod)
-        while asyncio.get_running_loop().time() < deadline:
-            if target is not None and await _answers(target, deadline):
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (0 if self._settings.noop else SETTLE_SECONDS)
+        target = self._target_of(pod)
+        while (left := deadline - loop.time()) > 0:
+            if target is None:
+                await asyncio.sleep(left)
+            elif await _answers(target, left):
                 break
-            await asyncio.sleep(PORT_POLL_SECONDS if target else SETTLE_SECONDS)
-            if self._settings.noop:
-                break
+            else:
+                await asyncio.sleep(PORT_POLL_SECONDS)
         await self._containers.check_members(pod.hash)
 
     async def _undo(
@@ -445,6 +443,10 @@ class Engine:
         return None
 
     def _check_room(self) -> None:
+        if len(self._in_flight) >= UPLOADS_AT_ONCE:
+            raise HostFullError(
+                f"this host is busy with {UPLOADS_AT_ONCE} uploads", hint="Try again in a minute."
+            )
         if (shortage := self._find_shortage()) is not None:
             raise HostFullError(
                 f"this host is full ({shortage})", hint="Try again later, or another host: GET /peers."
@@ -488,11 +490,10 @@ class AddressPool:
         )
 
 
-async def _answers(target: Target, deadline: float) -> bool:
-    """Whether something accepts connections at the target; never longer than the deadline."""
-    left = deadline - asyncio.get_running_loop().time()
+async def _answers(target: Target, seconds: float) -> bool:
+    """Whether something accepts a connection at the target within so many seconds."""
     try:
-        async with asyncio.timeout(max(left, 0)):
+        async with asyncio.timeout(seconds):
             _, writer = await asyncio.open_connection(target.address, target.port)
     except (OSError, TimeoutError):
         return False

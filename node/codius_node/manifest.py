@@ -82,6 +82,11 @@ def parse(document: Json, *, require_private: bool = True, allow_tags: bool = Fa
     )
 
 
+def restore(document: Mapping[str, Json]) -> Manifest:
+    """A manifest this host accepted earlier, from its public document alone."""
+    return parse({"manifest": dict(document)}, require_private=False, allow_tags=True).manifest
+
+
 def problems(document: Json, *, require_private: bool = True, allow_tags: bool = False) -> list[Problem]:
     """Every verdict on an upload at once, for a client to show; those not `refused` are advice."""
     shape = upload_problems(document)
@@ -192,7 +197,8 @@ def _filled_in(upload: UploadDocument, value: str) -> str:
 
 def _judge_unused(upload: UploadDocument) -> Iterator[Problem]:
     """Advice: the original's client complained of these, and its host accepted them."""
-    used = _used(upload)
+    # A variable named like an environment entry passes for used there, as recorded.
+    used = _used(upload).union(*(container.environment for container in upload.containers))
     for name in upload.variables:
         if name not in used:
             yield Problem(

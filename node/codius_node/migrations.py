@@ -35,7 +35,7 @@ _BEGINNING: Final = Migration(
         """
         CREATE TABLE manifests (
             hash TEXT NOT NULL PRIMARY KEY CHECK (length(hash) = 52 AND hash NOT GLOB '*[^a-z2-7]*'),
-            document TEXT NOT NULL CHECK (json_valid(document)),
+            document TEXT NOT NULL CHECK (length(document) > 0),
             private BLOB CHECK (length(private) > 0),
             created_at INTEGER NOT NULL CHECK (created_at >= 0)
         ) STRICT
@@ -85,7 +85,7 @@ _BEGINNING: Final = Migration(
         """
         CREATE TABLE settings (
             key TEXT NOT NULL PRIMARY KEY CHECK (length(key) > 0),
-            value TEXT NOT NULL CHECK (json_valid(value)),
+            value TEXT NOT NULL CHECK (length(value) > 0),
             changed_at INTEGER NOT NULL CHECK (changed_at >= 0)
         ) STRICT
         """,

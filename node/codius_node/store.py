@@ -96,13 +96,21 @@ def _transaction(
     """All of the method's statements or none of them, and no other coroutine's in between."""
 
     async def whole(self: Store, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        await self._lock.acquire()
-        # In a task of its own: a caller who is cancelled while waiting in line has changed nothing, and one
-        # who is cancelled later leaves neither half a transaction nor a lock that is free too early.
-        work = functools.partial(method, self, *args, **kwargs)
-        task = asyncio.create_task(self._commit(work), name=f"store-{method.__name__}")
-        task.add_done_callback(lambda _: self._lock.release())
-        return await asyncio.shield(task)
+        async with self._lock:
+            with _reported(self._path):
+                try:
+                    # IMMEDIATE: the write lock comes first, so that no read before a write can go stale.
+                    await self._rows("BEGIN IMMEDIATE")
+                    result = await method(self, *args, **kwargs)
+                    await self._rows("COMMIT")
+                except BaseException:
+                    # Also for a caller who is cancelled, even twice: the rollback is in the connection's
+                    # queue before anybody else's statement. Does nothing after a COMMIT that was reached,
+                    # nor when SQLite has rolled back by itself, as on a full disk.
+                    if not self._closed:
+                        await self._connection.rollback()
+                    raise
+                return result
 
     functools.update_wrapper(whole, method)
     return whole
@@ -375,20 +383,6 @@ class Store:
             json.dumps(value, allow_nan=False),
             _micros(now),
         )
-
-    async def _commit(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        with _reported(self._path):
-            try:
-                # IMMEDIATE: the write lock comes first, so that no read before a write can go stale.
-                await self._rows("BEGIN IMMEDIATE")
-                result = await work()
-                await self._rows("COMMIT")
-            except BaseException:
-                if not self._closed:
-                    # Does nothing when SQLite has rolled back by itself, as on a full disk.
-                    await self._connection.rollback()
-                raise
-            return result
 
     async def _rows(self, sql: str, *values: str | bytes | int | None) -> Sequence[_Row]:
         if self._closed:

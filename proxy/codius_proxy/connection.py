@@ -172,9 +172,7 @@ class VisitorConnection(asyncio.Protocol):
         state = self._state
         if state is _State.TUNNEL and self._target is not None:
             self._target.write_eof()
-            if self._target_eof:
-                return False
-            return True
+            return not self._target_eof
         if state in (_State.CONNECT, _State.EXCHANGE) and self._request_done:
             # It may only have shut its side, or be gone: the answer gets a little time to come.
             self._close_after = self._close_after or not self._ahead

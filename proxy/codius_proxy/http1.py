@@ -85,7 +85,7 @@ class Field(NamedTuple):
     value: bytes
 
 
-# NamedTuples, not dataclasses: one of each is made per request, and a frozen dataclass costs three times as much.
+# NamedTuples, not dataclasses: one of each is made per request, and a frozen dataclass costs 3x as much.
 class RequestHead(NamedTuple):
     """A request as it may go to a pod: end-to-end fields only, the rest decided."""
 
@@ -125,9 +125,9 @@ class ResponseHead(NamedTuple):
 
 _PROTECTED: Final = frozenset(
     # A visitor who names these in Connection wants a pod to miss them.
-    (b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect", b"authorization", b"cookie",
-     b"origin", b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host")
-)  # fmt: skip
+    b"host content-length transfer-encoding content-type expect authorization cookie origin forwarded"
+    b" x-forwarded-for x-forwarded-proto x-forwarded-host".split()
+)
 _NOT_IN_TRAILERS: Final = _PROTECTED | {b"connection", b"te", b"trailer", b"upgrade", b"set-cookie"}
 _UNTUNNELLED: Final = frozenset((b"h2c", b"h2", b"tls"))  # protocols a proxy must not wave through
 _HOP_BY_HOP: Final = {
@@ -304,7 +304,7 @@ def parse_request(head: bytes) -> RequestHead:
 
 
 def render_request(head: RequestHead, forwarded: bytes) -> bytes:
-    """The head for the pod. `forwarded`: complete lines for X-Forwarded-For and -Proto, as `render_forwarded` makes."""
+    """The head for the pod; `forwarded` as `render_forwarded` makes it."""
     parts = [b"%b %b HTTP/1.1\r\nHost: %b" % (head.method, head.target, head.host), *head.fields]
     if head.chunked:
         parts.append(b"Transfer-Encoding: chunked")
@@ -324,7 +324,7 @@ def render_forwarded(address: str, scheme: str) -> bytes:
 
 
 def find_response_end(buffer: bytes) -> int:
-    """Where a response's blank line begins, -1 while it has not arrived; HttpError as soon as it never can."""
+    """The same for a response's head; HttpError 502."""
     end = buffer.find(b"\r\n\r\n")
     if 0 <= end <= MAX_RESPONSE_HEAD:
         return end
@@ -338,7 +338,7 @@ def find_response_end(buffer: bytes) -> int:
 
 
 def parse_response(head: bytes, *, method: bytes, upgrade: bytes | None) -> ResponseHead:
-    """A response head to a request with `method` and, perhaps, an offer to upgrade; HttpError 502 otherwise."""
+    """A response's head, to a request with this method and offer to upgrade; HttpError 502."""
     try:
         return _parse_response(head, method, upgrade)
     except HttpError as error:
@@ -361,7 +361,7 @@ def render_response(head: ResponseHead, *, close: bool, chunked: bool) -> bytes:
 
 
 class ChunkedBody:
-    """A chunked body going by: checks every byte of its framing and knows where it ends, RFC 9112 section 7.1."""
+    """A chunked body going by: checks its framing and knows where it ends, RFC 9112 section 7.1."""
 
     __slots__ = ("_decode", "_left", "_pending", "_state", "_trailer", "done")
 
@@ -375,7 +375,7 @@ class ChunkedBody:
         self._trailer = 0  # bytes of trailer fields so far
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """What may be passed on, and what came after the body's end; HttpError 400 when the framing is broken."""
+        """What may be passed on, and what came after the body's end; HttpError 400 for bad framing."""
         buffer = self._pending + data if self._pending else data
         self._pending = b""
         size = len(buffer)

@@ -34,7 +34,8 @@ _PAGE: Final = """<!doctype html>
 <meta name="robots" content="noindex">
 <title>{status} {reason}</title>
 <style>
-:root {{ color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #f5f6f8; --card: #fff; --line: #dde2e8; }}
+:root {{ color-scheme: light dark;
+  --ink: #1c2430; --soft: #5b6675; --paper: #f5f6f8; --card: #fff; --line: #dde2e8; }}
 @media (prefers-color-scheme: dark) {{
   :root {{ --ink: #e8ebef; --soft: #9aa5b3; --paper: #14181e; --card: #1c222a; --line: #2c343f; }}
 }}

@@ -17,7 +17,7 @@ MAX_LINE: Final = 8 * 1024 * 1024
 _HASH: Final = re.compile(r"[a-z2-7]{52}")
 _MAX_PORT: Final = 65535
 
-_Json: TypeAlias = "None | bool | int | float | str | list[_Json] | dict[str, _Json]"
+_Json: TypeAlias = "bool | int | float | str | list[_Json] | dict[str, _Json] | None"
 
 
 class FeedError(ValueError):

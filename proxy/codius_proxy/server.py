@@ -144,7 +144,7 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _start(worker: _Worker, config: ProxyConfig, mask: set[signal.Signals]) -> None:
+def _start(worker: _Worker, config: ProxyConfig, mask: set[int | signal.Signals]) -> None:
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -154,7 +154,9 @@ def _start(worker: _Worker, config: ProxyConfig, mask: set[signal.Signals]) -> N
     logger.info("worker %d is process %d", worker.number, pid)
 
 
-def _be_worker(worker: _Worker, config: ProxyConfig, parent: int, mask: set[signal.Signals]) -> NoReturn:
+def _be_worker(
+    worker: _Worker, config: ProxyConfig, parent: int, mask: set[int | signal.Signals]
+) -> NoReturn:
     """The life of a worker process; never returns into the parent's code."""
     code = 1
     try:
@@ -171,14 +173,16 @@ def _be_worker(worker: _Worker, config: ProxyConfig, parent: int, mask: set[sign
         os._exit(code)
 
 
-async def _work(config: ProxyConfig, sockets: Sequence[socket.socket], mask: set[signal.Signals]) -> None:
+async def _work(
+    config: ProxyConfig, sockets: Sequence[socket.socket], mask: set[int | signal.Signals]
+) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a SIGTERM that came meanwhile is delivered now
     await serve(config, sockets, None, stop)
 
 
-def _watch(workers: Sequence[_Worker], config: ProxyConfig, mask: set[signal.Signals]) -> None:
+def _watch(workers: Sequence[_Worker], config: ProxyConfig, mask: set[int | signal.Signals]) -> None:
     """Replace workers that die, until a signal says to stop; then see them all out."""
     while True:
         now = time.monotonic()

@@ -163,7 +163,7 @@ class Site:
             )
         return Refusal(
             404,
-            f"There is no pod with the hash {name.hash} on this host: it was never uploaded, or its time is over.",
+            f"There is no pod {name.hash} on this host: it was never uploaded, or its time is over.",
             f"Whoever has its manifest can upload it again to {self.config.url()}",
         )
 

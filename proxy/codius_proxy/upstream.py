@@ -127,7 +127,7 @@ class TargetConnection(asyncio.Protocol):
     def start(
         self, owner: Exchange, payload: bytes, *, method: bytes, upgrade: bytes | None, decode: bool
     ) -> None:
-        """Send a request's head, with what there is of its body. `decode`: give chunked content without chunks."""
+        """Send a request's head and what there is of its body. `decode`: give content without chunks."""
         self._owner = owner
         self._method = method
         self._upgrade = upgrade

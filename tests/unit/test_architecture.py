@@ -20,7 +20,6 @@ DOORS = {
     "dnslib": {"codius_dns.wire"},
     "nftables": {"codius_netpolicy.nft"},
     "pyroute2": {"codius_netpolicy.kernel"},
-    "msgspec": {"codius_node.schema"},
     "uvloop": {"codius_proxy.server", "codius_proxy.worker"},
     "rich": {"codius_node.cli", "codius_node.client"},
     "aiohttp": {

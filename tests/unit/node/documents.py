@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from hypothesis import strategies as st
 
 from codius_node.errors import CodiusError
 from codius_node.model import Json
+
+P = ParamSpec("P")
 
 DATA = Path(__file__).parents[2] / "data"
 DIGEST = "nginx@sha256:" + "0" * 63 + "1"
@@ -77,10 +79,10 @@ def container(**fields: Json) -> dict[str, Json]:
     return upload(containers=[one])
 
 
-def refusal(act: Callable[[], object]) -> CodiusError | None:
+def refusal(act: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> CodiusError | None:
     """The error with which `act` refuses, if it does; any other exception is a failure of the test."""
     try:
-        act()
+        act(*args, **kwargs)
     except CodiusError as error:
         str(error).encode()  # it can be sent
         return error

@@ -102,7 +102,7 @@ def test_good_rows_are_taken(database: sqlite3.Connection, good: str) -> None:
         (ENTRY, "'t'", "''"),
         (PEER, "'https://a.example'", "''"),
         (PEER, "NULL, 0", "NULL, -1"),
-        (SETTING, "'1'", "'{'"),
+        (SETTING, "'1'", "''"),
     ],
 )
 def test_bad_rows_are_refused(database: sqlite3.Connection, good: str, old: str, new: str) -> None:

@@ -113,7 +113,7 @@ def test_a_whole_surrogate_pair_is_one_character() -> None:
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_any_bytes_are_decoded_or_refused_with_a_client_error(body: bytes) -> None:
-    error = refusal(lambda: decode(body))
+    error = refusal(decode, body)
     if error is None:
         assert decode(body) == json.loads(body)
     else:
@@ -200,7 +200,7 @@ SHAPE_CASES: dict[str, tuple[Json, str]] = {
     "debug number": (upload(debug=1), "manifest.debug must be true or false, not 1 (a number)"),
     "description": (
         upload(description="d"),
-        "manifest.description is not a known field; did you mean version?",
+        "manifest.description is not a known field; known here: name",
     ),
     "proto": (
         upload(__proto__={"x": 1}),
@@ -357,18 +357,22 @@ def test_odd_keys_are_shown_quoted_so_that_a_path_stays_one_line() -> None:
 
 @given(ANY_JSON)
 def test_any_json_is_an_upload_or_a_request_error(document: Json) -> None:
-    error = refusal(lambda: check_upload(document))
+    error = refusal(check_upload, document)
     assert error is None or error.status == 400
 
 
-@given(st.sampled_from(sorted(SHAPE_CASES)), ANY_JSON)
-def test_any_json_in_any_field_is_answered(case: str, value: Json) -> None:
-    document = {**upload(), "private": {"vars": {"S": value}}}
-    assert isinstance(upload_problems(document), list)
-    for name in ("name", "port", "containers", "vars", "debug", "machine", case):
-        assert isinstance(upload_problems(upload(**{name: value})), list)
-    for name in ("id", "image", "command", "workdir", "environment"):
-        assert isinstance(upload_problems(container(**{name: value})), list)
+@given(ANY_JSON)
+def test_any_json_in_any_field_is_answered(value: Json) -> None:
+    documents = [
+        upload(**{name: value}) for name in ("name", "port", "containers", "vars", "debug", "machine")
+    ]
+    documents += [
+        container(**{name: value}) for name in ("id", "image", "command", "workdir", "environment", "other")
+    ]
+    documents += [{**upload(), "private": {"vars": {"S": value}}}, {**upload(), "private": value}]
+    for document in documents:
+        error = refusal(check_upload, document)
+        assert error is None or error.status == 400
 
 
 def test_a_number_too_long_to_print_is_described() -> None:
@@ -476,7 +480,7 @@ def test_what_cannot_be_a_hash_names_no_pod(values: list[str]) -> None:
 def test_any_query_values_are_parsed_or_refused_with_a_client_error(
     parse: Callable[[list[str]], object], values: list[str]
 ) -> None:
-    error = refusal(lambda: parse(values))
+    error = refusal(parse, values)
     assert error is None or 400 <= error.status < 500
 
 

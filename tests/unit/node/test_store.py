@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -43,6 +44,7 @@ from codius_node.store import (
     PodChangedError,
     Store,
     TokenSpentError,
+    _transaction,
 )
 
 NOW = datetime(2025, 6, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -123,7 +125,7 @@ def all_bytes(folder: Path) -> bytes:
 
 
 async def test_a_pod_comes_back_as_it_was_added_also_after_a_restart(tmp_path: Path) -> None:
-    pod = make_pod("one", weird={"z": [1, 2.5, None, True], "a": "\ud83d\ude00 \u2028 \ud800"})
+    pod = make_pod("one", weird={"z": [1, 2.5, None, True], "a": "\U0001f600 \u2028 \ud800"})
     async with opened(tmp_path) as store:
         await store.add_pod(pod, PRIVATE)
         assert await store.find_pod(pod.hash) == pod
@@ -610,39 +612,44 @@ async def test_one_token_used_by_many_at_once_is_claimed_once(store: Store) -> N
     assert found.expires_at == pod.expires_at + HOUR
 
 
-async def test_a_reader_never_sees_the_middle_of_a_transaction(store: Store) -> None:
-    pod = await add_running(store, "one")
-    seen = set()
+async def test_nobody_reads_or_writes_in_the_middle_of_a_transaction(store: Store) -> None:
+    reached, go_on = asyncio.Event(), asyncio.Event()
 
-    async def watch() -> None:
-        while True:
-            entries = await store.ledger(pod.hash)
-            found = await store.find_pod(pod.hash)
-            assert found is not None
-            # The pod is read after the ledger: it may only be ahead of it.
-            seen.add(found.expires_at >= NOW + len(entries) * HOUR)
+    @_transaction
+    async def change_and_regret(store: Store) -> None:
+        await store._rows("INSERT INTO settings VALUES ('price', '10', 1)")
+        reached.set()
+        await go_on.wait()
+        raise StoreError("regretted")
 
-    watcher = asyncio.create_task(watch(), name="watcher")
-    for _ in range(20):
-        await store.extend_pod(pod.hash, seconds=3600, entry=make_entry(pod))
-    watcher.cancel()
-    await asyncio.wait([watcher])
-    assert seen == {True}
+    regretter = asyncio.create_task(change_and_regret(store))
+    await reached.wait()
+    reader = asyncio.create_task(store.get_setting("price"))
+    writer = asyncio.create_task(store.set_setting("other", 1, NOW))
+    early, _ = await asyncio.wait({reader, writer}, timeout=0.05)
+    go_on.set()
+    with pytest.raises(StoreError, match="regretted"):
+        await regretter
+    assert await reader is None
+    await writer
+    assert early == set()
+    assert await store.get_setting("other") == 1
 
 
-async def test_a_cancelled_caller_leaves_all_or_nothing(store: Store) -> None:
+@pytest.mark.parametrize("cancels", [1, 2, 3])
+async def test_a_cancelled_caller_leaves_all_or_nothing(store: Store, cancels: int) -> None:
     pod = await add_running(store, "one")
     for turns in range(60):
         task = asyncio.create_task(store.extend_pod(pod.hash, seconds=3600, entry=make_entry(pod)))
         for _ in range(turns):
             await asyncio.sleep(0)
-        task.cancel()
+        for _ in range(cancels):
+            task.cancel()
+            await asyncio.sleep(0)
+        # Whoever comes next finds no transaction open, and time and ledger agree.
+        extended = await store.extend_pod(pod.hash, seconds=3600, entry=make_entry(pod))
         await asyncio.wait([task])
-    # The store still works, and time and ledger agree.
-    await store.extend_pod(pod.hash, seconds=3600, entry=make_entry(pod))
-    found = await store.find_pod(pod.hash)
-    assert found is not None
-    assert found.expires_at == NOW + len(await store.ledger(limit=1000)) * HOUR
+        assert extended.expires_at == NOW + len(await store.ledger(limit=1000)) * HOUR
 
 
 async def test_a_caller_cancelled_while_waiting_in_line_has_changed_nothing(store: Store) -> None:
@@ -835,7 +842,7 @@ async def test_a_full_disk_is_a_store_error_undoes_everything_and_passes(store: 
     # SQLite's own limit fails in the same place and with the same code as a disk without space.
     await store._rows(f"PRAGMA max_page_count = {row['page_count']}")
     large = make_pod("two", "10.0.0.2", filler="x" * 100_000)
-    with pytest.raises(StoreError, match="disk of .* is full") as caught:
+    with pytest.raises(StoreError, match=r"disk of .* is full") as caught:
         await store.add_pod(large, PRIVATE)
     assert caught.value.hint is not None
     assert "df -h" in caught.value.hint
@@ -965,60 +972,105 @@ def test_whatever_is_done_the_books_stay_right(operations: list[tuple[object, ..
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from tests.unit.node import test_store as t
+from tests.unit.node import test_store
 
-async def live(store, lane):
-    for number in range(1_000_000):
-        pod = t.make_pod(f"{lane}-{number}", f"10.{lane}.{number // 200 % 200}.{number % 200 + 1}")
-        await store.add_pod(pod, t.PRIVATE)
-        await store.start_pod(pod.hash, expires_at=t.NOW + t.HOUR, entry=t.make_entry(pod, f"{lane}/{number}"))
-        await store.extend_pod(pod.hash, seconds=3600, entry=t.make_entry(pod))
-        print(pod.hash, flush=True)
-        if number % 3 == 2:
-            await store.remove_pod(pod.hash)
+asyncio.run(test_store.write_for_ever(Path(sys.argv[1])))
+"""
 
-async def main():
-    async with t.opened(Path(sys.argv[1])) as store:
-        await asyncio.gather(*(live(store, lane) for lane in range(3)))
+DYING_WRITERS = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from codius_node.store import Store
+from tests.unit.node import test_store
 
-asyncio.run(main())
+rows = Store._rows
+
+def die_before(number):
+    left = number
+    async def counted(self, sql, *values):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return await rows(self, sql, *values)
+    return counted
+
+for number in range(1, int(sys.argv[2]) + 1):
+    child = os.fork()
+    if child == 0:
+        folder = Path(sys.argv[1]) / str(number)
+        folder.mkdir()
+        Store._rows = die_before(number)
+        asyncio.run(test_store.write_for_ever(folder))
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
 """
 
 
-@pytest.mark.parametrize("lines", [1, 40])
-async def test_a_killed_writer_leaves_whole_transactions_and_everything_it_was_told_is_done(
-    tmp_path: Path, lines: int
-) -> None:
+async def write_for_ever(folder: Path) -> None:
+    """Three lanes of pods that come, are extended and sometimes go; each line is a promise kept."""
+
+    async def live(store: Store, lane: int) -> None:
+        for number in range(1_000_000):
+            pod = make_pod(f"{lane}-{number}", f"10.{lane}.{number // 200 % 200}.{number % 200 + 1}")
+            await store.add_pod(pod, PRIVATE)
+            entry = make_entry(pod, f"{lane}/{number}")
+            await store.start_pod(pod.hash, expires_at=NOW + HOUR, entry=entry)
+            await store.extend_pod(pod.hash, seconds=3600, entry=make_entry(pod))
+            print(pod.hash, flush=True)
+            if number % 3 == 2:
+                await store.remove_pod(pod.hash)
+
+    async with opened(folder) as store:
+        await asyncio.gather(*(live(store, lane) for lane in range(3)))
+
+
+def start_writer(code: str, *args: object) -> subprocess.Popen[str]:
     root = Path(__file__).parents[3]
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path)],
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    ) as process:
-        assert process.stdout is not None
-        try:
-            done = [process.stdout.readline().strip() for _ in range(lines)]
-        finally:
-            process.send_signal(signal.SIGKILL)
-        done += [line.strip() for line in process.stdout if line.endswith("\n")]
-    assert process.returncode == -signal.SIGKILL
-    assert all(done)
-    async with opened(tmp_path) as store:
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])},
+    )
+
+
+async def check_books(folder: Path, promised: list[str]) -> None:
+    async with opened(folder) as store:
         assert [tuple(row) for row in await store._rows("PRAGMA integrity_check")] == [("ok",)]
         assert await store._rows("PRAGMA foreign_key_check") == []
-        entries = await store.ledger(limit=10**6)
-        hours: dict[ManifestHash, int] = {}
-        for entry in entries:
-            hours[entry.manifest_hash] = hours.get(entry.manifest_hash, 0) + 1
-        for hash in done:
+        hours = Counter(entry.manifest_hash for entry in await store.ledger(limit=10**6))
+        for hash in promised:
             assert hours[ManifestHash(hash)] == 2
         for pod in await store.pods():
             assert await store.private(pod.hash) == PRIVATE
             if pod.state is PodState.PENDING:
-                assert pod.hash not in hours
+                assert hours[pod.hash] == 0
             else:
                 assert pod.expires_at == NOW + hours[pod.hash] * HOUR
         # And it goes on from there.
         await add_running(store, "after the crash", "10.9.9.9")
+
+
+@pytest.mark.parametrize("lines", [1, 40])
+async def test_a_killed_writer_has_kept_every_promise(tmp_path: Path, lines: int) -> None:
+    with start_writer(WRITER, tmp_path) as process:
+        assert process.stdout is not None
+        try:
+            promised = [process.stdout.readline().strip() for _ in range(lines)]
+        finally:
+            process.send_signal(signal.SIGKILL)
+        promised += [line.strip() for line in process.stdout if line.endswith("\n")]
+    assert process.returncode == -signal.SIGKILL
+    assert all(promised)
+    await check_books(tmp_path, promised)
+
+
+async def test_a_writer_killed_before_any_statement_leaves_whole_transactions(tmp_path: Path) -> None:
+    statements = 70  # three rounds of add, start and extend in each lane, and a first removal
+    with start_writer(DYING_WRITERS, tmp_path, statements) as process:
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    for number in range(1, statements + 1):
+        await check_books(tmp_path / str(number), [])

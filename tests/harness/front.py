@@ -1,0 +1,251 @@
+"""The proxy as tests run it: a worker in this loop, a feed in place of the node, raw clients as judges."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final, Self
+
+from codius_proxy import routes, worker
+from codius_proxy.config import Limits, ProxyConfig, Timeouts
+from codius_proxy.routes import Target
+
+from tests.harness.origin import DEADLINE, Origin
+
+ZONE: Final = "host.example"
+POD: Final = "a" * 52
+OTHER: Final = "b" * 51 + "7"
+
+
+class Feed:
+    """The node's side of the feed."""
+
+    def __init__(self, path: Path, table: Mapping[str, Target] | None = None) -> None:
+        self.path = path
+        self.table = dict(table or {})
+        self.readers = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> Self:
+        self._server = await asyncio.start_unix_server(self._accepted, str(self.path))
+        return self
+
+    async def aclose(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+        self.path.unlink(missing_ok=True)
+
+    def add(self, pod_hash: str, target: Target) -> None:
+        self.table[pod_hash] = target
+        self.say(routes.render_add(pod_hash, target))
+
+    def remove(self, pod_hash: str) -> None:
+        self.table.pop(pod_hash, None)
+        self.say(routes.render_remove(pod_hash))
+
+    def say(self, line: bytes) -> None:
+        for writer in self._writers:
+            writer.write(line)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.readers += 1
+        self._writers.add(writer)
+        writer.write(routes.render_snapshot(self.table))
+        await reader.read()
+        self._writers.discard(writer)
+        writer.transport.abort()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """A response as a raw client read it."""
+
+    status: int
+    fields: list[tuple[str, str]]
+    body: bytes
+    head: bytes
+
+    def one(self, name: str) -> str:
+        values = [value for found, value in self.fields if found == name]
+        assert len(values) == 1, f"{name}: {values} in {self.head!r}"
+        return values[0]
+
+    def has(self, name: str) -> bool:
+        return any(found == name for found, _ in self.fields)
+
+
+class Raw:
+    """A client that sends exactly what it is told."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def get(self, host: str, path: str = "/", *, extra: str = "", method: str = "GET") -> Answer:
+        await self.send(f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{extra}\r\n".encode())
+        return await self.answer(method=method)
+
+    async def head(self) -> Answer:
+        """The next head, interim or final, without its body."""
+        async with asyncio.timeout(DEADLINE):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+        lines = head[:-4].decode("latin-1").split("\r\n")
+        fields = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines[1:])]
+        return Answer(int(lines[0].split(" ")[1]), fields, b"", head)
+
+    async def answer(self, *, method: str = "GET") -> Answer:
+        """The next head with its complete body; asyncio.IncompleteReadError when that is cut short."""
+        found = await self.head()
+        if method == "HEAD" or found.status in (204, 304) or found.status < 200:
+            return found
+        async with asyncio.timeout(DEADLINE):
+            if found.has("transfer-encoding"):
+                assert found.one("transfer-encoding") == "chunked"
+                assert not found.has("content-length")
+                body = await self.chunks()
+            elif found.has("content-length"):
+                body = await self.reader.readexactly(int(found.one("content-length")))
+            else:
+                body = await self.reader.read()
+        return dataclasses.replace(found, body=body)
+
+    async def chunks(self) -> bytes:
+        body = b""
+        while size := int(await self.reader.readuntil(b"\r\n"), 16):
+            body += (await self.reader.readexactly(size + 2))[:-2]
+        assert await self.reader.readexactly(2) == b"\r\n"
+        return body
+
+    async def rest(self) -> bytes:
+        """Everything until the proxy ends the connection."""
+        async with asyncio.timeout(DEADLINE):
+            return await self.reader.read()
+
+    async def aclose(self) -> None:
+        self.writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+
+class Front:
+    """A running worker with everything around it."""
+
+    def __init__(self, config: ProxyConfig, feed: Feed, api: Origin, sock: socket.socket) -> None:
+        self.config = config
+        self.feed = feed
+        self.api = api
+        self.stop = asyncio.Event()
+        self._sock = sock
+        self._serving: asyncio.Task[None] | None = None
+        self._clients: list[Raw] = []
+
+    @property
+    def port(self) -> int:
+        return self.config.port
+
+    async def start(self) -> None:
+        ready = asyncio.Event()
+        self._serving = asyncio.create_task(worker.serve(self.config, self._sock, ready, self.stop))
+        async with asyncio.timeout(DEADLINE):
+            await ready.wait()
+
+    async def aclose(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+        self.stop.set()
+        await self.stopped()
+
+    async def stopped(self) -> None:
+        assert self._serving is not None
+        async with asyncio.timeout(DEADLINE):
+            await self._serving
+
+    async def client(self) -> Raw:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        client = Raw(reader, writer)
+        self._clients.append(client)
+        return client
+
+    async def get(self, host: str, path: str = "/", *, extra: str = "", method: str = "GET") -> Answer:
+        """One request on a connection of its own."""
+        client = await self.client()
+        answer = await client.get(host, path, extra=extra, method=method)
+        await client.aclose()
+        return answer
+
+    async def until(self, host: str, status: int) -> Answer:
+        """Ask until the answer has this status: the feed's messages take their time."""
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                answer = await self.get(host)
+                if answer.status == status:
+                    return answer
+
+
+def name(pod_hash: str = POD) -> str:
+    return f"{pod_hash}.{ZONE}"
+
+
+@contextlib.asynccontextmanager
+async def front(
+    table: Mapping[str, int | Target] | None = None,
+    *,
+    timeouts: Timeouts | None = None,
+    limits: Limits | None = None,
+    scheme: str = "http",
+    snapshot: bool = True,
+    api: bool = True,
+) -> AsyncIterator[Front]:
+    """A proxy that knows these pods (a number is a port on 127.0.0.1), an API and a feed."""
+    targets = {
+        pod_hash: Target("127.0.0.1", found) if isinstance(found, int) else found
+        for pod_hash, found in (table or {}).items()
+    }
+    # Not tmp_path: a Unix socket's path may have 107 bytes only.
+    with tempfile.TemporaryDirectory(prefix="front-") as directory:
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(128)
+        sock.setblocking(False)
+        config = ProxyConfig(
+            zone=ZONE,
+            listen_address="127.0.0.1",
+            port=sock.getsockname()[1],
+            api_socket=Path(directory, "api.sock"),
+            feed_socket=Path(directory, "feed.sock"),
+            scheme=scheme,
+            timeouts=timeouts or Timeouts(),
+            limits=limits or Limits(),
+        )
+        feed = Feed(config.feed_socket, targets)
+        if snapshot:
+            await feed.start()
+        served = Origin(answer=b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\napi")
+        if api:
+            await served.start(config.api_socket)
+        running = Front(config, feed, served, sock)
+        try:
+            await running.start()
+            if snapshot:
+                async with asyncio.timeout(DEADLINE):
+                    while (await running.get(name("z" * 52))).status == 503:
+                        pass
+            yield running
+        finally:
+            await running.aclose()
+            await served.aclose()
+            await feed.aclose()

@@ -1,0 +1,212 @@
+"""An engine whose every answer a test decides, and the API served in front of it on a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from codius_node import answers, api, pricing
+from codius_node.config import Settings, load
+from codius_node.errors import ForbiddenError, NotFoundError
+from codius_node.model import (
+    Capacity,
+    Currency,
+    LogLine,
+    ManifestHash,
+    Pod,
+    PodState,
+    Quote,
+    Upload,
+)
+
+NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+class EngineDouble:
+    """Pods in a dictionary. Set `error`, `gate`, `sentences` or `log` to decide what happens next."""
+
+    def __init__(self) -> None:
+        self.kept: dict[ManifestHash, Pod] = {}
+        self.now = NOON
+        self.currency = Currency("DEV", 3)
+        self.cost_per_month = Decimal(10)
+        self.room = Capacity(full=False, free_memory=8 * 2**30, running=0)
+        self.error: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        """When set, uploads and extensions wait for it."""
+        self.started = asyncio.Event()
+        self.finished = asyncio.Event()
+        self.cancelled = False
+        self.sentences: list[str] = []
+        self.tokens: list[str | None] = []
+        self.log: Callable[[], AsyncIterator[LogLine]] | None = None
+        self.changes = 0
+
+    async def quote(self, upload: Upload, duration: int) -> Quote:
+        if self.error:
+            raise self.error
+        price = pricing.price(duration, cost_per_month=self.cost_per_month, scale=self.currency.scale)
+        return Quote(upload.manifest.hash, duration, price)
+
+    async def upload(
+        self,
+        upload: Upload,
+        duration: int,
+        *,
+        token: str | None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Pod:
+        for sentence in self.sentences:
+            if progress:
+                progress(sentence)
+        await self._work(token)
+        hash = upload.manifest.hash
+        known = self.kept.get(hash)
+        start = known.expires_at if known else self.now
+        self.kept[hash] = Pod(
+            upload.manifest,
+            PodState.RUNNING,
+            self.now,
+            start + timedelta(seconds=duration),
+            IPv4Address("10.77.0.2"),
+        )
+        return self.kept[hash]
+
+    async def extend(self, hash: ManifestHash, duration: int, *, token: str | None) -> Pod:
+        pod = await self.get(hash)
+        await self._work(token)
+        self.kept[hash] = replace(pod, expires_at=pod.expires_at + timedelta(seconds=duration))
+        return self.kept[hash]
+
+    async def _work(self, token: str | None) -> None:
+        self.tokens.append(token)
+        self.started.set()
+        try:
+            if self.gate:
+                await self.gate.wait()
+            if self.error:
+                raise self.error
+            self.changes += 1
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        finally:
+            self.finished.set()
+
+    async def get(self, hash: ManifestHash) -> Pod:
+        if self.error:
+            raise self.error
+        if hash not in self.kept:
+            raise NotFoundError(f"no pod found with this id. id={hash}")
+        return self.kept[hash]
+
+    async def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]:
+        pod = await self.get(hash)
+        if not pod.manifest.debug:
+            raise ForbiddenError(f"pod manifest does not allow debugging. id={hash}")
+        return self.log() if self.log else nothing()
+
+    async def capacity(self) -> Capacity:
+        if self.error:
+            raise self.error
+        return self.room
+
+    async def pods(self) -> Sequence[Pod]:
+        return list(self.kept.values())
+
+    def url(self, hash: ManifestHash) -> str:
+        return f"http://{hash}.codius.localhost:3000/"
+
+    async def set_cost_per_month(self, cost: Decimal) -> None:
+        self.cost_per_month = cost
+
+
+class PeersDouble:
+    """A list."""
+
+    def __init__(self, *uris: str) -> None:
+        self.uris = uris
+
+    async def sample(self, limit: int) -> Sequence[str]:
+        return self.uris[:limit]
+
+    async def count(self) -> int:
+        return len(self.uris)
+
+
+class HostDouble:
+    """A machine of 16 GiB, up for an hour."""
+
+    def memory(self) -> tuple[int, int]:
+        return 8 * 2**30, 16 * 2**30
+
+    def uptime(self) -> float:
+        return 3600.5
+
+    def load(self) -> float:
+        return 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The API in front of a double, and a client that speaks to it."""
+
+    engine: EngineDouble
+    peers: PeersDouble
+    client: aiohttp.ClientSession
+    socket: Path
+
+
+async def nothing() -> AsyncIterator[LogLine]:
+    lines: tuple[LogLine, ...] = ()
+    for line in lines:
+        yield line
+
+
+@asynccontextmanager
+async def serve(app: web.Application, socket: Path, *, plain: bool = False) -> AsyncIterator[None]:
+    """`plain`: by aiohttp's own runner instead of ours."""
+    runner: web.AppRunner = (
+        web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        if plain
+        else answers.Runner(app, shutdown_timeout=1)
+    )
+    await runner.setup()
+    try:
+        await web.UnixSite(runner, str(socket)).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def serve_api(
+    directory: Path, settings: Settings | None = None, *, plain: bool = False
+) -> AsyncIterator[Served]:
+    engine = EngineDouble()
+    peers = PeersDouble("https://a.example", "https://b.example")
+    app = api.build_app(
+        engine=engine,
+        peers=peers,
+        host=HostDouble(),
+        settings=settings or load({}),
+        started_at=NOON - timedelta(seconds=90),
+        clock=lambda: engine.now,
+    )
+    socket = directory / "api.sock"
+    async with (
+        serve(app, socket, plain=plain),
+        aiohttp.ClientSession(
+            "http://codius.localhost:3000", connector=aiohttp.UnixConnector(path=str(socket))
+        ) as client,
+    ):
+        yield Served(engine, peers, client, socket)

@@ -1,0 +1,374 @@
+"""Uploads, extensions, expiry and recovery: effects in order, undone when they fail, harmless when repeated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from codius_node.engine import UPLOADS_AT_ONCE, AddressPool
+from codius_node.errors import (
+    CodiusError,
+    EngineError,
+    ForbiddenError,
+    HostFullError,
+    ImageError,
+    NetworkError,
+    NotFoundError,
+    PaymentRequiredError,
+    PodStartError,
+    StoreError,
+)
+from codius_node.model import PodState
+from codius_node.store import EntryKind
+from tests.harness.engine import GIB, NOON, World, make_upload, open_world
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with open_world(tmp_path) as world:
+        yield world
+
+
+async def nothing_is_left(world: World) -> None:
+    assert await world.store.pods() == []
+    assert await world.containers.find_pods() == []
+    assert await world.network.links() == frozenset()
+    assert world.routes.table == {}
+    assert await world.store.ledger() == []
+
+
+# ---- upload ---------------------------------------------------------------------------------------
+
+
+async def test_an_upload_publishes_its_route_last(world: World) -> None:
+    upload = make_upload()
+    pod = await world.engine.upload(upload, 600, token=None)
+    assert world.diary.take() == [
+        *("authorize", "pull", "create", "start infra", "attach", "start members", "check members"),
+        *("claim", "publish"),
+    ]
+    assert pod.state is PodState.RUNNING
+    assert pod.expires_at == NOON + timedelta(seconds=600)
+    assert world.routes.table[pod.hash].port == 8080
+    assert world.routes.table[pod.hash].address == str(pod.address)
+    [entry] = await world.store.ledger()
+    assert (entry.kind, entry.seconds, entry.price) == (EntryKind.UPLOAD, 600, 0)
+
+
+EFFECTS = [
+    ("authorize", PaymentRequiredError("pay first")),
+    ("pull", ImageError("no such image")),
+    ("create", EngineError("podman is away")),
+    ("start infra", EngineError("podman is away")),
+    ("attach", NetworkError("no link")),
+    ("start members", PodStartError("exited at once")),
+    ("check members", PodStartError("exited at once")),
+    ("claim", PaymentRequiredError("not paid")),
+]
+
+
+@pytest.mark.parametrize(("effect", "error"), EFFECTS, ids=[effect for effect, _ in EFFECTS])
+async def test_whatever_fails_everything_is_undone_and_nothing_charged(
+    world: World, effect: str, error: CodiusError
+) -> None:
+    world.diary.fails[effect] = error
+    with pytest.raises(type(error)):
+        await world.engine.upload(make_upload(), 600, token=None)
+    await nothing_is_left(world)
+    assert "publish" not in world.diary.take()
+    await world.engine.upload(make_upload(), 600, token=None)  # the next upload works
+    assert len(world.routes.table) == 1
+
+
+async def test_what_cannot_be_undone_yet_is_found_by_the_reconciler(world: World) -> None:
+    world.diary.fails = {"claim": PaymentRequiredError("no"), "remove": EngineError("podman is away")}
+    with pytest.raises(PaymentRequiredError):
+        await world.engine.upload(make_upload(), 600, token=None)
+    assert len(await world.containers.find_pods()) == 1
+    await world.reconciler.reconcile()
+    await nothing_is_left(world)
+
+
+async def test_a_cancelled_upload_is_undone(world: World) -> None:
+    stuck = asyncio.Event()
+
+    async def hang(_: object) -> None:
+        stuck.set()
+        await asyncio.Event().wait()
+
+    world.containers.start_infra = hang  # type: ignore[method-assign, assignment]
+    task = asyncio.create_task(world.engine.upload(make_upload(), 600, token=None))
+    await stuck.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await nothing_is_left(world)
+
+
+async def test_the_same_manifest_again_extends_from_the_old_expiry(world: World) -> None:
+    await world.engine.upload(make_upload(), 600, token=None)
+    world.clock.forward(seconds=100)
+    world.diary.take()
+    pod = await world.engine.upload(make_upload(), 50, token=None)
+    assert pod.expires_at == NOON + timedelta(seconds=650)
+    assert world.diary.take() == ["authorize", "claim"]
+
+
+async def test_two_uploads_of_one_manifest_at_once_make_one_pod(world: World) -> None:
+    both = (world.engine.upload(make_upload(), 600, token=None) for _ in range(2))
+    pods = await asyncio.gather(*both)
+    assert max(pod.expires_at for pod in pods) == NOON + timedelta(seconds=1200)
+    assert world.diary.take().count("create") == 1
+
+
+async def test_twenty_uploads_at_once_get_twenty_addresses(world: World) -> None:
+    pods = await asyncio.gather(
+        *(world.engine.upload(make_upload(f"app-{n}"), 600, token=None) for n in range(20))
+    )
+    assert len({pod.address for pod in pods}) == 20
+    assert len(world.routes.table) == 20
+
+
+async def test_a_pod_without_a_port_has_no_route(world: World) -> None:
+    await world.engine.upload(make_upload(port=None), 600, token=None)
+    assert world.routes.table == {}
+
+
+async def test_a_full_host_refuses_before_anything_is_made(world: World) -> None:
+    world.machine.available = 6 * GIB
+    with pytest.raises(HostFullError, match="memory"):
+        await world.engine.upload(make_upload(), 600, token=None)
+    await nothing_is_left(world)
+    assert (await world.engine.capacity()).full
+
+
+async def test_a_full_disk_refuses_before_anything_is_made(world: World) -> None:
+    world.machine.disk = 1
+    with pytest.raises(HostFullError, match="disk"):
+        await world.engine.upload(make_upload(), 600, token=None)
+    await nothing_is_left(world)
+
+
+async def test_uploads_under_way_count_as_used_memory(world: World) -> None:
+    world.machine.available = int(24 * GIB * 0.25) + GIB  # room for two small pods
+    results = await asyncio.gather(
+        *(world.engine.upload(make_upload(f"app-{n}"), 600, token=None) for n in range(5)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, HostFullError) for result in results) == 3
+
+
+async def test_more_uploads_at_once_than_the_bound_are_asked_to_come_back(world: World) -> None:
+    world.machine.available = world.machine.total = 1000 * GIB
+    results = await asyncio.gather(
+        *(world.engine.upload(make_upload(f"app-{n}"), 600, token=None) for n in range(UPLOADS_AT_ONCE + 3)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, HostFullError) for result in results) == 3
+
+
+# ---- extension, reading ---------------------------------------------------------------------------
+
+
+async def test_an_extension_counts_from_the_old_expiry_and_is_in_the_ledger(world: World) -> None:
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    world.clock.forward(seconds=500)
+    pod = await world.engine.extend(pod.hash, 60, token=None)
+    assert pod.expires_at == NOON + timedelta(seconds=660)
+    assert {entry.kind for entry in await world.store.ledger()} == {EntryKind.UPLOAD, EntryKind.EXTENSION}
+
+
+async def test_an_unpaid_extension_changes_nothing(world: World) -> None:
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    world.diary.fails["claim"] = PaymentRequiredError("no")
+    with pytest.raises(PaymentRequiredError):
+        await world.engine.extend(pod.hash, 60, token=None)
+    assert (await world.engine.get(pod.hash)).expires_at == pod.expires_at
+
+
+async def test_an_expired_pod_is_not_found_even_before_the_reconciler_comes(world: World) -> None:
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    world.clock.forward(seconds=600)
+    with pytest.raises(NotFoundError):
+        await world.engine.get(pod.hash)
+    with pytest.raises(NotFoundError):
+        await world.engine.extend(pod.hash, 60, token=None)
+
+
+async def test_an_expired_manifest_uploaded_again_at_once_is_a_new_pod(world: World) -> None:
+    await world.engine.upload(make_upload(), 600, token=None)
+    world.clock.forward(seconds=601)
+    pod = await world.engine.upload(make_upload(), 60, token=None)
+    assert pod.expires_at == world.clock.now + timedelta(seconds=60)
+    assert world.diary.take().count("create") == 2
+
+
+async def test_logs_are_for_debug_manifests_only(world: World) -> None:
+    secret = await world.engine.upload(make_upload("secret"), 600, token=None)
+    with pytest.raises(ForbiddenError):
+        await world.engine.logs(secret.hash, follow=False)
+    loud = await world.engine.upload(make_upload("loud", debug=True), 600, token=None)
+    assert [line async for line in await world.engine.logs(loud.hash, follow=False)] == []
+
+
+async def test_a_price_set_at_run_time_survives_a_restart(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        await world.engine.set_cost_per_month(Decimal("2.5"))
+    async with open_world(tmp_path) as world:
+        await world.engine.load_cost_per_month()
+        assert world.engine.cost_per_month == Decimal("2.5")
+        assert (await world.engine.quote(make_upload(), 2628000)).price == 2500
+
+
+# ---- expiry and recovery --------------------------------------------------------------------------
+
+
+async def test_expiry_withdraws_the_route_first_and_the_row_last(world: World) -> None:
+    await world.engine.upload(make_upload(), 600, token=None)
+    world.diary.take()
+    world.clock.forward(seconds=600)
+    await world.reconciler.reconcile()
+    assert world.diary.take() == ["unpublish", "detach", "remove"]
+    assert await world.store.pods() == []
+
+
+async def test_a_route_is_withdrawn_on_time_when_podman_is_away(world: World) -> None:
+    await world.engine.upload(make_upload(), 600, token=None)
+    world.clock.forward(seconds=600)
+    world.diary.fails["find pods"] = EngineError("podman is away")
+    with pytest.raises(EngineError):
+        await world.reconciler.reconcile()
+    assert world.routes.table == {}
+
+
+async def test_a_pod_extended_between_plan_and_step_stays(world: World) -> None:
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    world.clock.forward(seconds=599)
+    await world.engine.extend(pod.hash, 60, token=None)
+    world.clock.forward(seconds=2)
+    await world.reconciler.reconcile()
+    assert pod.hash in world.routes.table
+
+
+async def test_an_expiry_that_fails_half_way_is_ended_next_time(world: World) -> None:
+    await world.engine.upload(make_upload(), 600, token=None)
+    world.clock.forward(seconds=600)
+    world.diary.fails["remove"] = EngineError("podman is away")
+    await world.reconciler.reconcile()
+    assert [pod.state for pod in await world.store.pods()] == [PodState.STOPPING]
+    await world.reconciler.reconcile()
+    assert await world.store.pods() == []
+    assert await world.containers.find_pods() == []
+
+
+async def test_a_restarted_node_adopts_what_runs(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as before:
+        pod = await before.engine.upload(make_upload(), 600, token=None)
+    async with open_world(tmp_path, remains=before) as after:
+        await after.reconciler.recover()
+        assert after.routes.table == before.routes.table
+        assert after.diary.take() == ["network start", "publish", "publish"]
+        assert (await after.engine.get(pod.hash)).expires_at == pod.expires_at
+
+
+async def test_pods_keep_their_routes_when_podman_is_away_at_the_start(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as before:
+        await before.engine.upload(make_upload(), 600, token=None)
+    async with open_world(tmp_path, remains=before) as after:
+        after.diary.fails["find pods"] = EngineError("podman is away")
+        await after.reconciler.recover()
+        assert after.routes.table == before.routes.table
+
+
+async def test_after_a_power_cut_pods_are_made_again_and_the_outage_is_given_back(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as before:
+        pod = await before.engine.upload(make_upload(), 600, token=None)
+        await before.reconciler.reconcile()  # the last sign of life
+        clock = before.clock
+    clock.forward(seconds=1000)
+    async with open_world(tmp_path, clock=clock) as after:
+        await after.reconciler.recover()
+        assert after.diary.take() == [
+            *("network start", "detach", "remove", "pull", "create", "start infra", "attach"),
+            *("start members", "check members", "publish"),
+        ]
+        again = await after.engine.get(pod.hash)
+        assert again.expires_at == pod.expires_at + timedelta(seconds=1000)
+        assert {entry.kind for entry in await after.store.ledger()} == {EntryKind.UPLOAD, EntryKind.CREDIT}
+
+
+async def test_a_pod_that_cannot_be_started_again_loses_no_time(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        pod = await world.engine.upload(make_upload(), 600, token=None)
+        await world.reconciler.reconcile()
+        world.containers.lose(pod.hash)
+        for _ in range(3):
+            world.clock.forward(seconds=400)
+            world.diary.fails["pull"] = ImageError("the registry is away")
+            await world.reconciler.reconcile()
+            assert world.routes.table == {}
+        world.clock.forward(seconds=1)
+        await world.reconciler.reconcile()
+        assert (await world.engine.get(pod.hash)).expires_at == pod.expires_at + timedelta(seconds=1201)
+        assert pod.hash in world.routes.table
+
+
+async def test_what_a_killed_upload_left_is_removed(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as before:
+        stuck = asyncio.Event()
+
+        async def hang(_: object) -> None:
+            stuck.set()
+            await asyncio.Event().wait()
+
+        before.containers.start_members = hang  # type: ignore[method-assign, assignment]
+        task = asyncio.create_task(before.engine.upload(make_upload(), 600, token=None))
+        await stuck.wait()
+        async with open_world(tmp_path, remains=before) as after:  # as if killed: nothing was undone
+            assert len(await after.store.pods()) == 1
+            await after.reconciler.recover()
+            await nothing_is_left(after)
+        task.cancel()
+        with pytest.raises((asyncio.CancelledError, StoreError)):
+            await task
+
+
+async def test_a_pod_nobody_wants_is_removed(tmp_path: Path) -> None:
+    async with open_world(tmp_path / "a") as other:
+        await other.engine.upload(make_upload(), 600, token=None)
+        async with open_world(tmp_path / "b", remains=other) as world:
+            await world.reconciler.recover()
+            assert await world.containers.find_pods() == []
+
+
+async def test_the_loop_expires_a_pod_when_its_time_comes(world: World) -> None:
+    loop = asyncio.create_task(world.reconciler.run())
+    try:
+        await world.engine.upload(make_upload(), 600, token=None)
+        world.clock.forward(seconds=600)
+        world.engine.changed.set()  # the settable clock moves by itself; the loop looks again
+        async with asyncio.timeout(10):
+            while await world.store.pods():
+                await asyncio.sleep(0)
+    finally:
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+
+
+# ---- addresses ------------------------------------------------------------------------------------
+
+
+def test_an_address_is_not_soon_used_again() -> None:
+    import ipaddress
+
+    pool = AddressPool(ipaddress.IPv4Network("10.0.0.0/28"))
+    handed_out = [pool.next_free(set()) for _ in range(14)]
+    assert len(set(handed_out)) == 14
+    assert pool.next_free(set()) == handed_out[0]
+    with pytest.raises(HostFullError):
+        pool.next_free(set(handed_out))
