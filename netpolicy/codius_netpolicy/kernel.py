@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from collections.abc import Collection, Iterator
@@ -40,15 +41,26 @@ class Link:
 
 
 class Kernel:
-    """A kept netlink socket. It belongs to the network namespace of the thread that made it."""
+    """A netlink socket of one job, in the network namespace of the thread that opens it.
+
+    Not kept: pyroute2 0.9 remembers an answer of every request until its socket is closed (2 kB each), and
+    opening one costs a quarter of a millisecond.
+    """
 
     def __init__(self) -> None:
         # Imported here: 13 MB and 70 ms that the command line, or a node without pods, need not pay.
         import pyroute2
 
         self._errors = (pyroute2.NetlinkError, OSError)
-        with self._refusals("open a netlink socket"):
-            self._netlink = pyroute2.IPRoute()
+        # pyroute2 runs on a loop of its own behind its plain calls. It must not be one of the process's
+        # policy: uvloop knows no netlink sockets.
+        self._loop = asyncio.SelectorEventLoop()
+        try:
+            with self._refusals("open a netlink socket"):
+                self._netlink = pyroute2.IPRoute(use_event_loop=self._loop)
+        except BaseException:
+            self._loop.close()
+            raise
 
     def __enter__(self) -> Kernel:
         return self
@@ -60,6 +72,8 @@ class Kernel:
 
     def close(self) -> None:
         self._netlink.close()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
 
     # ---- links
 
@@ -118,10 +132,6 @@ class Kernel:
         number: int = found["nsid"]
         return number if number >= 0 else None
 
-    @staticmethod
-    def link_names() -> list[str]:
-        return [name for _, name in socket.if_nameindex()]
-
     # ---- addresses, neighbours, routes of a link
 
     def add_address(self, index: int, address: IPv4Address, *, scope: int = SCOPE_LINK) -> None:
@@ -141,14 +151,6 @@ class Kernel:
     def add_default_route(self, index: int, gateway: IPv4Address) -> None:
         with self._refusals(f"route everything else by {gateway}"):
             self._netlink.route("add", dst="0.0.0.0/0", oif=index, gateway=str(gateway))
-
-    @staticmethod
-    def routed_pods() -> frozenset[IPv4Address]:
-        """The addresses that the main table routes to the link of their own."""
-        try:
-            return parse_pod_routes(MAIN_ROUTES.read_text())
-        except OSError as error:
-            raise PolicyError(f"cannot read the routes: {error.strerror}", "is /proc mounted?") from error
 
     # ---- service addresses
 
@@ -175,7 +177,11 @@ class Kernel:
     # ---- the second wall
 
     def set_wall(self, table: int, pool: IPv4Network | None, ranges: Collection[IPv4Network]) -> None:
-        """Makes `table` prohibit exactly these ranges, and exactly `pool` ask it first; None asks nothing."""
+        """Makes `table` prohibit exactly these ranges, and exactly `pool` ask it first; None asks nothing.
+
+        The pool is also unreachable in the main table, where a live pod has a route of its own: a packet of
+        the host to a pod that has gone fails at once, and does not leave for the internet.
+        """
         with self._refusals(f"build the wall of routing table {table}"):
             dump: Any = self._netlink.get_routes(family=socket.AF_INET, table=table)
             ours = (m for m in dump if m["type"] == ROUTE_PROHIBIT and m["proto"] == ROUTE_PROTOCOL)
@@ -187,10 +193,24 @@ class Kernel:
             dump = self._netlink.get_rules(family=socket.AF_INET, table=table, priority=table)
             sources = {_network(m.get_attr("FRA_SRC"), m["src_len"]) for m in dump}
             wanted = {pool} if pool else set()
+            for source in wanted:
+                self._netlink.route("replace", **_unreachable(source))
             for source in wanted - sources:
                 self._netlink.rule("add", **_rule(table, source))
             for source in sources - wanted:
+                # The rule goes last: it is what remembers an older policy's pool.
+                with self._absence():
+                    self._netlink.route("del", **_unreachable(source))
                 self._netlink.rule("del", **_rule(table, source))
+
+    @contextmanager
+    def _absence(self) -> Iterator[None]:
+        """What is to be removed may be gone already."""
+        try:
+            yield
+        except self._errors as error:
+            if _code(error) not in (errno.ENODEV, errno.ESRCH, errno.ENOENT):
+                raise
 
     @contextmanager
     def _refusals(self, action: str) -> Iterator[None]:
@@ -201,6 +221,18 @@ class Kernel:
             hint = "run as root" if code in (errno.EPERM, errno.EACCES) else None
             reason = errno.errorcode.get(code, "") if code else ""
             raise PolicyError(f"cannot {action}: {reason or error}", hint) from error
+
+
+def link_names() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]
+
+
+def routed_pods() -> frozenset[IPv4Address]:
+    """The addresses that the main table routes to the link of their own."""
+    try:
+        return parse_pod_routes(MAIN_ROUTES.read_text())
+    except OSError as error:
+        raise PolicyError(f"cannot read the routes: {error.strerror}", "is /proc mounted?") from error
 
 
 def parse_pod_routes(table: str) -> frozenset[IPv4Address]:
@@ -229,6 +261,10 @@ def _network(address: str | None, prefix_length: int) -> IPv4Network:
 
 def _prohibition(table: int, network: IPv4Network) -> dict[str, object]:
     return {"type": "prohibit", "dst": str(network), "table": table, "proto": ROUTE_PROTOCOL}
+
+
+def _unreachable(network: IPv4Network) -> dict[str, object]:
+    return {"type": "unreachable", "dst": str(network), "proto": ROUTE_PROTOCOL}
 
 
 def _rule(table: int, source: IPv4Network) -> dict[str, object]:

@@ -84,9 +84,7 @@ class PodNetwork:
         self._closed = True
 
         def close() -> None:
-            if self._wiring is not None:
-                self._wiring.close()
-                self._wiring = None
+            self._wiring = None
 
         await asyncio.wrap_future(self._worker.submit(close))
         self._worker.shutdown(wait=False)

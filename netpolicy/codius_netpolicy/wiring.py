@@ -11,7 +11,7 @@ from typing import Final
 from codius_netpolicy import namespace, ruleset
 from codius_netpolicy.addressing import POD_LINK, find_address, host_mac, link_name, pod_mac
 from codius_netpolicy.conntrack import forget_flows
-from codius_netpolicy.kernel import Kernel
+from codius_netpolicy.kernel import Kernel, link_names, routed_pods
 from codius_netpolicy.nft import Nft
 from codius_netpolicy.policy import Policy, PolicyError
 
@@ -40,22 +40,19 @@ class Wiring:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.nft = Nft()
-        self.kernel = Kernel()
         self._listing: str | None = None
-
-    def close(self) -> None:
-        self.kernel.close()
 
     def start(self, addresses: Collection[IPv4Address]) -> frozenset[IPv4Address]:
         for address in addresses:
             self._require_pod(address)
         policy = self.policy
-        # Walls first, forwarding last: at no moment is a packet forwarded without both.
-        self.kernel.set_wall(policy.routing_table, policy.pool, policy.walled_ranges)
-        self.nft.apply(ruleset.render_table(policy, addresses))
-        self._listing = self._list_table()
-        live = self._remove_unknown_links(addresses)
-        self.kernel.set_service_addresses(policy.service_addresses)
+        with Kernel() as kernel:
+            # Walls first, forwarding last: at no moment is a packet forwarded without both.
+            kernel.set_wall(policy.routing_table, policy.pool, policy.walled_ranges)
+            self.nft.apply(ruleset.render_table(policy, addresses))
+            self._listing = self._list_table()
+            live = self._remove_unknown_links(kernel, addresses)
+            kernel.set_service_addresses(policy.service_addresses)
         namespace.write_sysctls({"ipv4/ip_forward": "1"})
         logger.info("network started: %d pods known, %d links live", len(addresses), len(live))
         return live
@@ -65,31 +62,24 @@ class Wiring:
         self._require_pod(address)
         if namespace.is_own(netns_fd):
             raise PolicyError(f"{address}: that is the host's own network namespace, not a pod's")
-        if self._is_attached(address, netns_fd):
-            return False
-        try:
-            # What a pod that had this address before left behind, or an attach that did not end.
-            self.kernel.remove_link(link_name(address))
-            forget_flows(address)
-            self._connect(address, netns_fd)
-        except BaseException:
-            self._undo(address)
-            raise
+        with Kernel() as kernel:
+            if self._is_attached(kernel, address, netns_fd):
+                return False
+            try:
+                # What a pod that had this address before left behind, or an attach that did not end.
+                _remove(kernel, address)
+                self._connect(kernel, address, netns_fd)
+            except BaseException:
+                self._undo(kernel, address)
+                raise
         return True
 
     def detach(self, address: IPv4Address) -> None:
-        try:
-            # First, because it cuts everything at once, established flows too.
-            self.nft.apply(ruleset.render_eviction(self.policy, address))
-        except PolicyError:
-            # Without a table there are no elements; with one, the link must go all the same.
-            if self._list_table() is not None:
-                self._remove(address)
-                raise
-        self._remove(address)
+        with Kernel() as kernel:
+            self._disconnect(kernel, address)
 
     def links(self) -> frozenset[IPv4Address]:
-        return self.kernel.routed_pods()
+        return routed_pods()
 
     def present(self) -> bool:
         listing = self._list_table()
@@ -102,16 +92,17 @@ class Wiring:
 
     def stop(self) -> None:
         """`ip_forward` stays: others (podman, docker, a VPN) may have come to need it meanwhile."""
-        # The links go while the walls still stand.
-        self._remove_unknown_links(())
-        self.kernel.set_service_addresses(())
-        self.nft.apply(ruleset.render_removal(self.policy))
-        self._listing = None
-        self.kernel.set_wall(self.policy.routing_table, None, ())
+        with Kernel() as kernel:
+            # The links go while the walls still stand.
+            self._remove_unknown_links(kernel, ())
+            kernel.set_service_addresses(())
+            self.nft.apply(ruleset.render_removal(self.policy))
+            self._listing = None
+            kernel.set_wall(self.policy.routing_table, None, ())
         logger.info("network removed")
 
-    def _connect(self, address: IPv4Address, netns_fd: int) -> None:
-        policy, kernel, link = self.policy, self.kernel, link_name(address)
+    def _connect(self, kernel: Kernel, address: IPv4Address, netns_fd: int) -> None:
+        policy, link = self.policy, link_name(address)
         self.nft.apply(ruleset.render_admission(policy, address))
         index = kernel.add_veth(
             link,
@@ -130,36 +121,43 @@ class Wiring:
         # from the pod, and none finds its way to it.
         kernel.add_link_route(index, address)
 
-    def _is_attached(self, address: IPv4Address, netns_fd: int) -> bool:
-        if address not in self.kernel.routed_pods():
+    def _disconnect(self, kernel: Kernel, address: IPv4Address) -> None:
+        try:
+            # First, because it cuts everything at once, established flows too.
+            self.nft.apply(ruleset.render_eviction(self.policy, address))
+        except PolicyError:
+            # Without a table there are no elements; with one, the link must go all the same.
+            if self._list_table() is not None:
+                _remove(kernel, address)
+                raise
+        _remove(kernel, address)
+
+    def _is_attached(self, kernel: Kernel, address: IPv4Address, netns_fd: int) -> bool:
+        if address not in routed_pods():
             return False
-        link = self.kernel.find_link(link_name(address))
+        link = kernel.find_link(link_name(address))
         if link is None or link.group != self.policy.group or link.peer_netns is None:
             return False
-        if link.peer_netns != self.kernel.netns_id(netns_fd):
+        if link.peer_netns != kernel.netns_id(netns_fd):
             return False
         # The table may have been replaced without this pod.
         self.nft.apply(ruleset.render_admission(self.policy, address))
         return True
 
-    def _undo(self, address: IPv4Address) -> None:
+    def _undo(self, kernel: Kernel, address: IPv4Address) -> None:
         try:
-            self.detach(address)
+            self._disconnect(kernel, address)
         except PolicyError:
             # The first error is the one to tell; what is left is closed, and gone with the next start.
             logger.exception("%s: could not undo a failed attach", address)
 
-    def _remove(self, address: IPv4Address) -> None:
-        self.kernel.remove_link(link_name(address))
-        forget_flows(address)
-
-    def _remove_unknown_links(self, known: Collection[IPv4Address]) -> frozenset[IPv4Address]:
+    def _remove_unknown_links(self, kernel: Kernel, known: Collection[IPv4Address]) -> frozenset[IPv4Address]:
         """Removes every pod link that is not both known and complete; the addresses of those that stay."""
-        routed = self.kernel.routed_pods()
+        routed = routed_pods()
         live = set()
-        for name in self.kernel.link_names():
+        for name in link_names():
             address = find_address(name)
-            link = self.kernel.find_link(name) if address else None
+            link = kernel.find_link(name) if address else None
             if address is None or link is None:
                 continue
             if address in known and address in routed and link.group == self.policy.group and link.up:
@@ -168,7 +166,7 @@ class Wiring:
             logger.info(
                 "removing the link %s: %s", name, "incomplete" if address in known else "no known pod"
             )
-            self._remove(address)
+            _remove(kernel, address)
         return frozenset(live)
 
     def _list_table(self) -> str | None:
@@ -177,6 +175,11 @@ class Wiring:
     def _require_pod(self, address: IPv4Address) -> None:
         if address not in self.policy.pool:
             raise PolicyError(f"{address} is not in the pods' pool {self.policy.pool}")
+
+
+def _remove(kernel: Kernel, address: IPv4Address) -> None:
+    kernel.remove_link(link_name(address))
+    forget_flows(address)
 
 
 def _connect_inside(address: IPv4Address, gateway: IPv4Address) -> None:

@@ -66,9 +66,9 @@ class _Guard:
 
     def __init__(self, uids: frozenset[int]) -> None:
         self._uids = uids
-        self.check = web.middleware(self._check)
 
-    async def _check(self, request: web.Request, handler: answers.Handler) -> web.StreamResponse:
+    @web.middleware
+    async def check(self, request: web.Request, handler: answers.Handler) -> web.StreamResponse:
         peer = request.get_extra_info("socket")
         if peer is not None and peer.family == socket.AF_UNIX:
             uid = read_peer_uid(peer)

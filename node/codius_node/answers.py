@@ -130,6 +130,7 @@ class _Server(web.Server):
         return _Connection(
             self,
             loop=asyncio.get_running_loop(),
+            auto_decompress=False,  # the reader of a body does it, within its own bounds
             access_log=None,  # type: ignore[arg-type]  # aiohttp reads None as "no access log"
             keepalive_timeout=KEEPALIVE_SECONDS,
         )
@@ -137,6 +138,13 @@ class _Server(web.Server):
 
 class _Connection(web.RequestHandler):
     __slots__ = ()
+
+    def log_exception(self, *args: object, **options: object) -> None:
+        """Only what is ours to repair is worth an operator's attention."""
+        if isinstance(options.get("exc_info"), web.RequestPayloadError | ConnectionError):
+            logger.debug("a client sent half a request or left")
+        else:
+            logger.error("unforeseen error in a connection", exc_info=options.get("exc_info") is not None)
 
     def handle_error(
         self,
@@ -147,7 +155,8 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """What aiohttp could not parse, or a handler that broke off in the middle of its answer."""
         if request.writer.output_size > 0:
-            logger.warning("an answer broke off: %r", exc)
+            level = logging.DEBUG if isinstance(exc, ConnectionError) else logging.ERROR
+            logger.log(level, "an answer broke off", exc_info=exc)
             raise ConnectionError("an answer broke off in the middle") from exc
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.error("unforeseen error", exc_info=exc)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -21,6 +22,7 @@ from codius_node.config import Settings
 from codius_node.errors import (
     BodyTooLargeError,
     CodiusError,
+    EngineError,
     HostFullError,
     MediaTypeError,
     NotFoundError,
@@ -50,8 +52,13 @@ PARSE_INLINE: Final = 64 * 1024
 """Bytes of a body parsed on the event loop (about 5 ms); larger ones are parsed in a thread."""
 MAX_PEERS: Final = 1000
 """Peers in one answer, and the default."""
-END_SECONDS: Final = 10.0
-"""What requests that change a pod get to end when the node stops, before they are cancelled and undone."""
+END_SECONDS: Final = 20.0
+"""What requests that change a pod get to end when the node stops, before they are cancelled."""
+UNDO_SECONDS: Final = 20.0
+"""What the cancelled ones get to be undone; what is left then is found at the next start."""
+
+COMPRESSIONS: Final = frozenset({"gzip", "x-gzip", "deflate"})
+"""Content codings of RFC 9110 8.4.1 that a request's body may have."""
 
 PREFLIGHT_HEADERS: Final = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, OPTIONS",
@@ -60,6 +67,9 @@ PREFLIGHT_HEADERS: Final = {
 }
 
 _CONTENT_TYPE: Final = re.compile(r"\s*([!#$%&'*+.^_`|~\w-]+/[!#$%&'*+.^_`|~\w-]+)\s*(?:;.*)?", re.ASCII)
+
+
+_BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class Engine(Protocol):
@@ -251,7 +261,7 @@ class _Api:
         token = request.headers.get("Pay-Token")
         if with_progress:
             return await self._upload_with_progress(request, upload, duration, token)
-        pod = await asyncio.shield(self._change(self._engine.upload(upload, duration, token=token)))
+        pod = await self._finish(self._engine.upload(upload, duration, token=token))
         return answers.render_json(self._describe(pod))
 
     async def extend(self, request: web.Request) -> web.Response:
@@ -262,7 +272,7 @@ class _Api:
                 "PUT /pods takes no body", hint="Name the pod with ?manifestHash=; POST takes a manifest."
             )
         token = request.headers.get("Pay-Token")
-        pod = await asyncio.shield(self._change(self._engine.extend(hash, duration, token=token)))
+        pod = await self._finish(self._engine.extend(hash, duration, token=token))
         return answers.render_json(self._describe(pod))
 
     async def show_pod(self, request: web.Request) -> web.Response:
@@ -296,6 +306,15 @@ class _Api:
         task.add_done_callback(self._forget)
         return task
 
+    async def _finish(self, work: Coroutine[Any, Any, Pod]) -> Pod:
+        task = self._change(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise _stopping() from None
+            raise
+
     def _forget(self, task: asyncio.Task[Pod]) -> None:
         self._changes.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -317,7 +336,7 @@ class _Api:
         work.add_done_callback(lambda _: news.set())
         await news.wait()
         if work.done() and not sentences:
-            work.result()  # refused before anything began (unpaid, full): an ordinary answer says so best
+            _result(work)  # refused before anything began (unpaid, full): an ordinary answer says so best
         response = web.StreamResponse(headers={"Content-Type": PROGRESS_TYPE})
         await response.prepare(request)
         while True:
@@ -335,7 +354,7 @@ class _Api:
         try:
             return {"result": self._describe(work.result())}
         except asyncio.CancelledError:
-            return {"error": answers.build_error(503, "the host is stopping; the upload was undone")}
+            return {"error": answers.describe(_stopping())}
         except Exception as error:  # noqa: BLE001  the stream's last line is the only place left to say it
             return {"error": answers.describe(error)}
 
@@ -400,14 +419,16 @@ class _Api:
             case BaseException():
                 raise outcome
 
-    async def stop(self, _: web.Application) -> None:
+    async def stop(self, _app: web.Application) -> None:
         """End what would keep the server from closing: log readers at once, changes within a deadline."""
         for stream in self._streams:
             stream.cancel()
         if self._changes:
-            _done, late = await asyncio.wait(self._changes, timeout=END_SECONDS)
+            _, late = await asyncio.wait(self._changes, timeout=END_SECONDS)
             for change in late:
                 change.cancel()
+            if late:
+                await asyncio.wait(late, timeout=UNDO_SECONDS)
 
 
 def render_time(moment: datetime) -> str:
@@ -429,6 +450,8 @@ async def _allow_any_origin(_: web.Request, response: web.StreamResponse) -> Non
 
 
 async def _refuse_path(request: web.Request) -> web.StreamResponse:
+    if _BAD_ESCAPE.search(request.raw_path):
+        raise RequestError("the path has a % that is not followed by two hexadecimal digits")
     raise NotFoundError(
         f"there is no {request.method} {request.path}", hint="GET / shows what this host offers."
     )
@@ -459,8 +482,32 @@ async def _read_body(request: web.Request) -> bytes:
     async for chunk in request.content.iter_any():
         body += chunk
         if len(body) > limit:
-            raise BodyTooLargeError(f"the body has more than {limit} bytes, which is all this host accepts")
-    return bytes(body)
+            raise _too_large()
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    # recorded: an encoding nobody knows is not looked at
+    return _decompress(bytes(body)) if encoding in COMPRESSIONS and body else bytes(body)
+
+
+def _decompress(body: bytes) -> bytes:
+    """What gzip or zlib packed, whichever it is, and no more of it than a body may have."""
+    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    try:
+        plain = decoder.decompress(body, schema.MAX_UPLOAD_BODY + 1)
+    except zlib.error as error:
+        raise RequestError(f"the body cannot be decompressed: {error}") from error
+    if len(plain) > schema.MAX_UPLOAD_BODY:
+        raise _too_large()
+    if not decoder.eof:
+        raise RequestError("the body cannot be decompressed: its end is missing")
+    if decoder.unused_data:
+        raise RequestError("the body has bytes behind the end of its compressed part")
+    return plain
+
+
+def _too_large() -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"the body has more than {schema.MAX_UPLOAD_BODY} bytes, which is all this host accepts"
+    )
 
 
 def _parse_limit(values: Sequence[str]) -> int:
@@ -482,6 +529,16 @@ def _parse_pod_id(value: str) -> ManifestHash:
         return schema.parse_hash([value])
     except RequestError as error:
         raise NotFoundError("no pod found with an empty id") from error
+
+
+def _result(work: asyncio.Task[Pod]) -> Pod:
+    if work.cancelled():
+        raise _stopping()
+    return work.result()
+
+
+def _stopping() -> EngineError:
+    return EngineError("the host is stopping, and this was undone", hint="Try again in a minute.")
 
 
 def _has_left(request: web.Request) -> bool:

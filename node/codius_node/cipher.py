@@ -79,16 +79,16 @@ def find_key(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise StoreError(
-            f"the key file {path} cannot be read: {error.strerror}", hint=f"check: ls -l {path}"
+            f"the key file {path} cannot be read: {error.strerror}", hint=f"Check: ls -l {path}"
         ) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise StoreError(f"the key file {path} is not a file", hint="move away what is in its place")
+            raise StoreError(f"the key file {path} is not a file", hint="Move away what is in its place.")
         mode = stat.S_IMODE(status.st_mode)
         if mode & 0o077:
             raise StoreError(
-                f"the key file {path} is open to others (mode {mode:04o})", hint=f"run: chmod 600 {path}"
+                f"the key file {path} is open to others (mode {mode:04o})", hint=f"Run: chmod 600 {path}"
             )
         key = os.read(descriptor, KEY_BYTES + 1)
     finally:
@@ -96,7 +96,7 @@ def find_key(path: Path) -> bytes | None:
     if len(key) != KEY_BYTES:
         raise StoreError(
             f"the key file {path} has {status.st_size} bytes and a key has {KEY_BYTES}",
-            hint="restore it from a backup; without it the private variables of running pods are lost",
+            hint="Restore it from a backup: without it the private variables of running pods are lost.",
         )
     return key
 
@@ -120,12 +120,14 @@ def create_key(path: Path) -> bytes:
     except FileExistsError:
         found = find_key(path)
         if found is None:
-            raise StoreError(f"the key file {path} comes and goes", hint="start one node at a time") from None
+            raise StoreError(
+                f"the key file {path} comes and goes", hint="Start one node at a time."
+            ) from None
         return found
     except OSError as error:
         raise StoreError(
             f"the key file {path} cannot be created: {error.strerror}",
-            hint=f"check the free space and who may write to {path.parent}",
+            hint=f"Check the free space and who may write to {path.parent}.",
         ) from error
     return key
 
@@ -137,7 +139,7 @@ def _bind(hash: ManifestHash) -> bytes:
 def _refuse(hash: ManifestHash) -> StoreError:
     return StoreError(
         f"the private variables of pod {hash} cannot be decrypted",
-        hint="the key file is not theirs, or the row was changed: restore both from the same backup",
+        hint="The key file is not theirs, or the row was changed: restore both from the same backup.",
     )
 
 

@@ -101,6 +101,6 @@ def find_pending(version: int) -> Sequence[Migration]:
     if not 0 <= version <= newest:
         raise StoreError(
             f"the database has schema {version}, and this codiusd knows schemas up to {newest}",
-            hint="start the codiusd that wrote it, or restore a backup made before the upgrade",
+            hint="Start the codiusd that wrote it, or restore a backup made before the upgrade.",
         )
     return [step for step in MIGRATIONS if step.version > version]

@@ -198,9 +198,9 @@ class Store:
     @_transaction
     async def _add_pod(self, pod: Pod, locked: bytes | None) -> None:
         if await self._rows("SELECT 1 FROM pods WHERE hash = ?", pod.hash):
-            raise PodChangedError(f"pod {pod.hash} is here already", hint="extend it instead")
+            raise PodChangedError(f"pod {pod.hash} is here already", hint="Extend it instead.")
         if await self._rows("SELECT 1 FROM pods WHERE address = ?", str(pod.address)):
-            raise AddressTakenError(f"the address {pod.address} has a pod already", hint="choose a free one")
+            raise AddressTakenError(f"the address {pod.address} has a pod already", hint="Choose a free one.")
         created_at = _micros(pod.created_at)
         await self._rows(
             "INSERT INTO manifests (hash, document, private, created_at) VALUES (?, ?, ?, ?)",
@@ -233,7 +233,9 @@ class Store:
         row = await self._get_row(hash, PodState.RUNNING)
         expires_at = row["expires_at"] + seconds * _SECOND
         if expires_at > LATEST:
-            raise RequestError(f"pod {hash} would run past the year 9999", hint="ask for a shorter extension")
+            raise RequestError(
+                f"pod {hash} would run past the year 9999", hint="Ask for a shorter extension."
+            )
         await self._add_entry(hash, entry)
         return await self._update_pod(hash, PodState.RUNNING, expires_at)
 
@@ -254,7 +256,7 @@ class Store:
             return await self._get_pod(row)
         if row["expires_at"] != before:
             raise PodChangedError(
-                f"the expiry of pod {hash} has moved meanwhile", hint="look at the pod again"
+                f"the expiry of pod {hash} has moved meanwhile", hint="Look at the pod again."
             )
         await self._add_entry(hash, entry)
         return await self._update_pod(hash, PodState.RUNNING, after)
@@ -386,7 +388,7 @@ class Store:
 
     async def _rows(self, sql: str, *values: str | bytes | int | None) -> Sequence[_Row]:
         if self._closed:
-            raise StoreError("the store is closed", hint="the node is stopping; ask again when it is back")
+            raise StoreError("the store is closed", hint="The node is stopping: ask again when it is back.")
         return await _query(self._connection, sql, *values)
 
     async def _get_row(self, hash: ManifestHash, expected: PodState) -> _Row:
@@ -395,7 +397,7 @@ class Store:
             raise _missing(hash)
         if rows[0]["state"] != expected:
             raise PodChangedError(
-                f"pod {hash} is {rows[0]['state']}, not {expected}", hint="look at the pod again"
+                f"pod {hash} is {rows[0]['state']}, not {expected}", hint="Look at the pod again."
             )
         return rows[0]
 
@@ -409,7 +411,7 @@ class Store:
         if entry.manifest_hash != hash:
             raise ValueError("a ledger entry belongs to the pod it was paid for")
         if entry.token is not None and await self._rows("SELECT 1 FROM ledger WHERE token = ?", entry.token):
-            raise TokenSpentError("this payment token has been spent already", hint="pay with a fresh token")
+            raise TokenSpentError("this payment token has been spent already", hint="Pay with a fresh token.")
         await self._rows(
             "INSERT INTO ledger"
             " (manifest_hash, kind, seconds, price, currency, scale, rail, token, created_at)"
@@ -469,7 +471,7 @@ def _prepare_files(path: Path, key_path: Path) -> bytes | None:
     except OSError as error:
         raise StoreError(
             f"the database {path} cannot be created: {error.strerror}",
-            hint=f"check the free space and who may write to {path.parent}",
+            hint=f"Check the free space and who may write to {path.parent}.",
         ) from error
     return find_key(key_path)
 
@@ -480,7 +482,7 @@ async def _check_owner(connection: aiosqlite.Connection, path: Path) -> None:
     [owner] = await _query(connection, "PRAGMA application_id")
     if tables["number"] and owner["application_id"] != migrations.APPLICATION_ID:
         raise StoreError(
-            f"{path} is the database of another program", hint="move it away, or set another CODIUS_ROOT"
+            f"{path} is the database of another program", hint="Move it away, or set another CODIUS_ROOT."
         )
     migrations.find_pending(await _get_version(connection))
 
@@ -490,7 +492,7 @@ async def _configure(connection: aiosqlite.Connection, path: Path) -> None:
     if journal["journal_mode"] != "wal":
         raise StoreError(
             f"the file system of {path} cannot hold a database with a write-ahead log",
-            hint="put CODIUS_ROOT on a local disk",
+            hint="Put CODIUS_ROOT on a local disk.",
         )
     for pragma in (
         "PRAGMA synchronous = FULL",
@@ -536,7 +538,7 @@ async def _check_nothing_locked(connection: aiosqlite.Connection, path: Path, ke
     if await _query(connection, "SELECT 1 FROM manifests WHERE private IS NOT NULL LIMIT 1"):
         raise StoreError(
             f"the key file {key_path} is missing, and {path} has private variables locked with it",
-            hint="restore the key file from a backup; a new key could not open them",
+            hint="Restore the key file from a backup: a new key could not open them.",
         )
 
 
@@ -553,27 +555,27 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 _MEANINGS: Final[Mapping[int, tuple[str, str]]] = {
-    sqlite3.SQLITE_FULL: ("the disk of {path} is full", "free some space there: df -h {folder}"),
+    sqlite3.SQLITE_FULL: ("the disk of {path} is full", "Free some space there: df -h {folder}"),
     sqlite3.SQLITE_IOERR: (
         "the disk of {path} cannot be read or written",
-        "check its free space (df -h {folder}) and the kernel's messages (dmesg)",
+        "Check its free space (df -h {folder}) and the kernel's messages (dmesg).",
     ),
     sqlite3.SQLITE_READONLY: (
         "the database {path} cannot be written",
-        "check who may write to it and to its folder: ls -la {folder}",
+        "Check who may write to it and to its folder: ls -la {folder}",
     ),
-    sqlite3.SQLITE_PERM: ("the database {path} may not be used", "check who may: ls -la {folder}"),
+    sqlite3.SQLITE_PERM: ("the database {path} may not be used", "Check who may: ls -la {folder}"),
     sqlite3.SQLITE_CANTOPEN: (
         "the database {path} cannot be opened",
-        "check that it is a file and who may write to its folder: ls -la {folder}",
+        "Check that it is a file and who may write to its folder: ls -la {folder}",
     ),
     sqlite3.SQLITE_BUSY: (
         "another program holds the database {path}",
-        "close it (a shell, a backup, a second node) and try again",
+        "Close it (a shell, a backup, a second node) and try again.",
     ),
     sqlite3.SQLITE_CONSTRAINT: (
         "the database {path} refused a value",
-        "this is a mistake of codiusd: please report it",
+        "This is a mistake of codiusd: please report it.",
     ),
 }
 
@@ -584,7 +586,7 @@ def _explain(error: sqlite3.Error, path: Path) -> StoreError:
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return _damaged(path, str(error))
     sentence, hint = _MEANINGS.get(
-        code, ("the database {path} did not do what it was asked", "see the node's log")
+        code, ("the database {path} did not do what it was asked", "See the node's log.")
     )
     words = {"path": path, "folder": path.parent}
     return StoreError(f"{sentence.format_map(words)}: {error}", hint=hint.format_map(words))
@@ -593,12 +595,12 @@ def _explain(error: sqlite3.Error, path: Path) -> StoreError:
 def _damaged(path: Path, detail: str) -> StoreError:
     return StoreError(
         f"the database {path} is damaged: {detail}",
-        hint=f"stop the node and restore {path} from a backup, or move it away to start with an empty one",
+        hint=f"Stop the node and restore {path} from a backup, or move it away to start with an empty one.",
     )
 
 
 def _missing(hash: ManifestHash) -> NotFoundError:
-    return NotFoundError(f"there is no pod {hash} on this host", hint="check the manifest hash")
+    return NotFoundError(f"there is no pod {hash} on this host", hint="Check the manifest hash.")
 
 
 def _parse_entry(row: _Row) -> LedgerEntry:

@@ -25,19 +25,21 @@ MAX_TRAILER: Final = 8 * 1024  # bytes of all fields after a chunked body
 MEMO_LINES: Final = 2048  # header lines remembered per direction: unchanged ones cost one look-up
 MEMO_LINE_LENGTH: Final = 256  # bytes; longer lines (cookies, mostly) are parsed each time
 
+# Possessive quantifiers only on single characters: Python 3.11 before 3.11.5 lets fullmatch succeed in the
+# middle of a possessive group (gh-106052), and Debian 12 has 3.11.2.
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 # No fragment in a target, no octet outside ASCII: what one parser escapes another may not.
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([\x21\x22\x24-\x7e]++) HTTP/([0-9])\.([0-9])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?")
 _FIELD: Final = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)")
 _TOKEN_ONLY: Final = re.compile(_TOKEN)
-_PROTOCOL: Final = re.compile(_TOKEN + rb"(?:/" + _TOKEN + rb")?+")
+_PROTOCOL: Final = re.compile(_TOKEN + rb"(?:/" + _TOKEN + rb")?")
 _ABSOLUTE: Final = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?+://([^/?]*+)(.*+)")
 _DIGITS: Final = re.compile(rb"[0-9]++")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
-_QUOTED: Final = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e]|\\[\t \x21-\x7e])*+"'
+_QUOTED: Final = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e]|\\[\t \x21-\x7e])*"'
 _CHUNK_LINE: Final = re.compile(
-    rb"([0-9A-Fa-f]++)(?:;" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?+)*+"
+    rb"([0-9A-Fa-f]++)(?:;" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?)*"
 )
 _TOKEN_BYTES: Final = frozenset(
     b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -405,9 +407,9 @@ class ChunkedBody:
         limit = _LINE_LIMITS[self._state]
         end = buffer.find(b"\r\n", position, position + limit + 2)
         if end < 0:
-            length = len(buffer) - position
+            line = buffer[position:]
             # `limit` bytes and the CR may be there already; anything else is too much.
-            if length > limit + 1 or (length == limit + 1 and buffer[position + limit] != 0x0D):
+            if len(line.removesuffix(b"\r")) > limit or b"\n" in line or b"\r" in line[:-1]:
                 raise HttpError(
                     400, f"A chunked body is broken: {self._state.value} does not end where it must."
                 )

@@ -14,7 +14,6 @@ from typing import Final, Self
 from codius_proxy import routes, worker
 from codius_proxy.config import Limits, ProxyConfig, Timeouts
 from codius_proxy.routes import Target
-
 from tests.harness.origin import DEADLINE, Origin
 
 ZONE: Final = "host.example"
@@ -104,7 +103,9 @@ class Raw:
         async with asyncio.timeout(DEADLINE):
             head = await self.reader.readuntil(b"\r\n\r\n")
         lines = head[:-4].decode("latin-1").split("\r\n")
-        fields = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines[1:])]
+        fields = [
+            (name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines[1:])
+        ]
         return Answer(int(lines[0].split(" ")[1]), fields, b"", head)
 
     async def answer(self, *, method: str = "GET") -> Answer:

@@ -1,4 +1,4 @@
-"""A target server under a test's control: records what it receives, answers as told, misbehaves on request."""
+"""A target server under a test's control: records what it gets, answers as told, misbehaves on request."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class Line:
         try:
             return await self.reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError as error:
-            assert not error.partial, f"half a head: {error.partial!r}"
+            if error.partial:
+                raise AssertionError(f"the proxy sent half a head: {error.partial!r}") from error
             return b""
 
     async def read_request(self) -> Received | None:
@@ -173,7 +174,9 @@ class Origin:
 
 
 @contextlib.asynccontextmanager
-async def origin(script: Script | None = None, *, answer: bytes = ANSWER, path: Path | None = None) -> AsyncIterator[Origin]:
+async def origin(
+    script: Script | None = None, *, answer: bytes = ANSWER, path: Path | None = None
+) -> AsyncIterator[Origin]:
     """An `Origin` that listens as long as the block runs."""
     server = await Origin(script, answer=answer).start(path)
     try:

@@ -15,14 +15,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import pytest_asyncio
+import uvloop
 
-from codius_netpolicy import namespace
+from codius_netpolicy import namespace, wiring
 from codius_netpolicy.addressing import host_mac, link_name
 from codius_netpolicy.kernel import Kernel
 from codius_netpolicy.network import PodNetwork
@@ -63,6 +65,7 @@ PRIVATE: Final = tuple(
 )
 """Somebody in each denied range, really there on the internet's side: only policy keeps pods from them."""
 ECHO_REQUEST: Final = 8
+SYN: Final = 0x02
 DEFAULT: Final = Policy()
 
 
@@ -254,7 +257,7 @@ def _echo_request() -> bytes:
 
 
 def _checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
 
@@ -365,6 +368,17 @@ async def test_a_policy_without_a_range_opens_it_in_both_walls(make_world: Calla
     await world.network.aclose()
 
 
+async def test_pods_are_kept_apart_by_their_links_not_by_their_addresses(
+    make_world: Callable[..., Any],
+) -> None:
+    world: World = await make_world(Policy(denied_ranges=()))
+    _take_down(world, *WALLS["the ruleset alone"])
+    world.listen(world.b)
+    assert await world.tcp(world.a, B) is Outcome.DROPPED
+    await world.counted("pod2pod")
+    await world.network.aclose()
+
+
 def _take_down(world: World, *commands: str) -> None:
     for command in commands:
         if command.startswith("ip "):
@@ -429,6 +443,8 @@ async def test_a_stranger_does_not_reach_a_pod(world: World) -> None:
     assert await world.tcp(world.net.internet, A) is Outcome.DROPPED
     assert await world.udp(world.net.internet, A, world.receive(world.a)) is Outcome.DROPPED
     await world.counted("unsolicited")
+    assert await world.udp(world.net.internet, A, world.receive(world.a, 1900), 1900) is Outcome.DROPPED
+    await world.counted("denied_port")
 
 
 @pytest.mark.parametrize("port", [19, 80, 138, 1900, 11211, 33434, 33534])
@@ -443,9 +459,9 @@ async def test_ipv6_of_a_pod_is_dropped(world: World) -> None:
     receiver = world.receive(world.net.host, family=socket.AF_INET6)
     # Both ends have it switched off; switched on again, the ruleset must hold alone.
     for where, link in ((world.net.host, link_name(A)), (world.a, "eth0")):
-        switch = f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6"
-        assert where.call(lambda path=switch: Path(path).read_text()).strip() == "1"  # type: ignore[misc]
-        where.call(lambda path=switch: Path(path).write_text("0"))  # type: ignore[misc]
+        switch = Path(f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6")
+        assert where.call(switch.read_text).strip() == "1"
+        where.call(partial(switch.write_text, "0"))
     world.a.ip("addr add fd77::2/64 dev eth0 nodad")
     world.net.host.ip(f"addr add fd77::1/64 dev {link_name(A)} nodad")
     world.a.ip(f"neigh replace fd77::1 lladdr {host_mac(A)} dev eth0 nud permanent")
@@ -471,6 +487,38 @@ async def test_a_pod_has_only_so_many_flows(make_world: Callable[..., Any]) -> N
     assert _first_datagram(receiver, world.net.internet) == b"marker"
     assert await world.udp(world.b, FAR_ADDRESS, receiver) is Outcome.REACHED, "each pod has its own"
     await world.network.aclose()
+
+
+async def test_a_pod_begins_only_so_many_flows_a_second(make_world: Callable[..., Any]) -> None:
+    limits = Limits(connections=1000, new_connections=1, new_connections_burst=5)
+    world: World = await make_world(Policy(limits=limits))
+    with ExitStack() as senders:
+        for _ in range(50):
+            sender = senders.enter_context(world.a.socket(kind=socket.SOCK_DGRAM))
+            sender.sendto(b"flow", (str(FAR_ADDRESS), PORT))
+    await world.counted("limited", 20)
+    await world.network.aclose()
+
+
+async def test_what_a_pod_sends_and_receives_is_counted(world: World) -> None:
+    assert await world.ping(world.a, FAR_ADDRESS) is Outcome.REACHED
+    for name, address in (("pod_tx", f". {A}"), ("pod_rx", str(A))):
+        listing = world.net.exec("nft", "list", "set", "inet", "codius", name).stdout
+        assert f"{address} counter packets 1 bytes 34" in " ".join(listing.split()), listing
+
+
+async def test_a_segment_of_no_connection_goes_nowhere(world: World) -> None:
+    """TCP without any flag: a scanner's, and nothing that connection tracking could make sense of."""
+    segment = struct.pack("!HHIIBBHHH", 4000, PORT, 1, 0, 5 << 4, 0, 1024, 0, 0)
+    for where, to in ((world.net.internet, FAR_ADDRESS), (world.net.host, PAYMENTS)):
+        with where.socket(kind=socket.SOCK_RAW, protocol=socket.IPPROTO_TCP) as tap:
+            tap.settimeout(DEADLINE)
+            port = PORT if to is FAR_ADDRESS else 7768
+            with world.a.socket(kind=socket.SOCK_RAW, protocol=socket.IPPROTO_TCP) as raw:
+                raw.sendto(segment[:2] + struct.pack("!H", port) + segment[4:], (str(to), 0))
+            assert await world.tcp(world.a, to, port) is Outcome.REACHED
+            flags = tap.recv(2048)[33]
+            assert flags == SYN, "the probe behind it is the first to arrive"
 
 
 async def test_a_link_without_elements_can_do_nothing(world: World) -> None:
@@ -559,7 +607,7 @@ async def test_a_cancelled_attach_is_taken_back(world: World, monkeypatch: pytes
     half_way, go_on = threading.Event(), threading.Event()
     original = Kernel.add_veth
 
-    def slow(kernel: Kernel, *arguments: Any, **options: Any) -> int:
+    def slow(kernel: Kernel, *arguments: Any, **options: Any) -> Any:
         index = original(kernel, *arguments, **options)
         half_way.set()
         assert go_on.wait(DEADLINE)
@@ -574,6 +622,14 @@ async def test_a_cancelled_attach_is_taken_back(world: World, monkeypatch: pytes
     go_on.set()
     assert await world.network.links() == {B}
     assert link_name(A) not in world.net.exec("ip", "-o", "link").stdout
+
+
+async def test_a_packet_for_a_pod_that_has_gone_does_not_leave_the_host(world: World) -> None:
+    await world.network.detach(A)
+    assert await world.tcp(world.net.host, A) is Outcome.REFUSED
+    with pytest.raises(OSError, match="No route to host"):
+        world.connect(world.net.host, UNUSED)
+    assert await world.tcp(world.net.host, B, 1) is Outcome.REACHED
 
 
 # ---- start and stop
@@ -639,6 +695,26 @@ async def test_the_table_is_present_until_somebody_changes_it(world: World) -> N
         assert not await world.network.present(), change
 
 
+def test_the_network_works_for_any_event_loop(net: HostNetwork) -> None:
+    """Under uvloop's policy a loop made by a library is uvloop's, too, and that knows no netlink sockets."""
+
+    async def attach() -> frozenset[IPv4Address]:
+        network = PodNetwork(netns=net.host.path)
+        await network.start([])
+        await network.attach(A, pod.fd)
+        links = await network.links()
+        await network.aclose()
+        return links
+
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    try:
+        with net.pod() as pod:
+            assert asyncio.run(attach()) == {A}
+    finally:
+        asyncio.set_event_loop_policy(before)
+
+
 async def test_stop_leaves_nothing(net: HostNetwork) -> None:
     before = snapshot(net.host)
     network = PodNetwork(netns=net.host.path)
@@ -675,6 +751,8 @@ STEPS: Final[tuple[tuple[Any, str], ...]] = (
     (Kernel, "add_neighbour"),
     (Kernel, "add_default_route"),
     (Kernel, "add_link_route"),
+    (Kernel, "remove_link"),
+    (wiring, "forget_flows"),
 )
 
 
@@ -714,11 +792,10 @@ def _count_steps(net: HostNetwork) -> int:
     with net.pod() as pod, pytest.MonkeyPatch.context() as patch:
 
         def attach() -> None:
-            wiring = Wiring(Policy())
-            wiring.start([])
+            fresh = Wiring(Policy())
+            fresh.start([])
             fault.set(patch)
-            wiring.attach(A, pod.fd)
-            wiring.close()
+            fresh.attach(A, pod.fd)
 
         net.host.call(attach)
     return fault.steps
@@ -758,7 +835,7 @@ async def test_a_kill_after_any_step_of_attach_leaves_nothing_open(
     }
     for number in range(1, steps + 1):
         with net.pod() as pod:
-            _attach_and_die(net, pod, number)
+            _die(net, partial(Wiring.attach, address=A, netns_fd=pod.fd), number)
             for name, (receiver, where, address) in receivers.items():
                 with pod.socket(kind=socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
                     sender.sendto(b"open", (str(address), PORT))
@@ -774,24 +851,42 @@ async def test_a_kill_after_any_step_of_attach_leaves_nothing_open(
     await world.network.aclose()
 
 
-def _attach_and_die(net: HostNetwork, pod: Namespace, number: int) -> None:
+async def test_a_kill_after_any_step_of_detach_leaves_nothing_open(world: World) -> None:
+    receiver = world.receive(world.net.internet)
+    world.listen(world.a)
+    for number in (1, 2, 3):
+        await world.network.attach(A, world.a.fd)
+        world.connect(world.net.host, A)
+        _die(world.net, partial(Wiring.detach, address=A), number)
+        with world.a.socket(kind=socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
+            sender.sendto(b"open", (str(FAR_ADDRESS), PORT))
+        assert _first_datagram(receiver, world.net.internet) == b"marker", f"after step {number}"
+        # The address may be given to the next pod without a restart in between.
+        with world.net.pod("next") as successor:
+            await world.network.attach(A, successor.fd)
+            assert _tracked(world.net, A) == 0, f"after step {number}"
+        await world.network.detach(A)
+
+
+def _die(net: HostNetwork, act: Callable[[Wiring], object], number: int) -> None:
+    """Acts in a process of its own, which is gone after its n-th step."""
     child = os.fork()
     if child == 0:  # pragma: no cover - the child never comes back
         with pytest.MonkeyPatch.context() as patch:
             try:
                 namespace.enter(net.host.fd)
-                wiring = Wiring(Policy())
+                work = partial(act, Wiring(Policy()))
                 Fault(number, lambda: os._exit(0)).set(patch)
-                wiring.attach(A, pod.fd)
+                work()
             finally:
                 os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0, f"attach ended before step {number}"
+    assert os.waitpid(child, 0)[1] == 0, f"it ended before step {number}"
 
 
 def _elements(net: HostNetwork) -> tuple[int, int]:
     def count() -> tuple[int, int]:
         nft = Nft()
-        return tuple(nft.set_elements(FAMILY, "codius", name) for name in ("pod_tx", "pod_rx"))  # type: ignore[return-value]
+        return nft.set_elements(FAMILY, "codius", "pod_tx"), nft.set_elements(FAMILY, "codius", "pod_rx")
 
     return net.host.call(count)
 

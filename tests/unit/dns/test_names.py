@@ -2,11 +2,11 @@
 
 import dns.name
 import pytest
-from codius_dns.errors import ZoneError
-from codius_dns.names import ancestors, is_hash_name, is_within, labels_of, parse_mailbox, parse_name
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codius_dns.errors import ZoneError
+from codius_dns.names import ancestors, is_hash_name, is_within, labels_of, parse_mailbox, parse_name
 from tests.unit.dns.zones import HASH, HASH_NAME, ORIGIN
 
 LABELS = st.from_regex(r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,20}[a-zA-Z0-9_])?", fullmatch=True)

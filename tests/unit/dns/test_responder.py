@@ -7,16 +7,14 @@ from ipaddress import IPv4Address, IPv6Address
 
 import dns.flags
 import dns.message
-import dns.name
-import dns.opcode
 import dns.rcode
 import pytest
-from codius_dns import wire
-from codius_dns.responder import MAX_LOGGED_FAULTS, Responder, Transport
-from codius_dns.zone import MAX_ADDRESSES, Rcode
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codius_dns import wire
+from codius_dns.responder import MAX_LOGGED_FAULTS, Responder, Transport
+from codius_dns.zone import MAX_ADDRESSES, Rcode
 from tests.unit.dns.zones import CHALLENGE, HASH_NAME, IPV4, ORIGIN, ZONE
 
 RESPONDER = Responder(ZONE, {CHALLENGE: (b"one", b"two")})
@@ -45,7 +43,7 @@ def check(packet: bytes, transport: Transport, responder: Responder) -> bytes | 
     assert message.flags & dns.flags.QR
     assert not message.flags & (dns.flags.RA | dns.flags.AD | dns.flags.CD)
     assert message.opcode() == packet[2] >> 3 & 0xF
-    assert message.rcode() != Rcode.SERVFAIL
+    assert message.rcode() != dns.rcode.SERVFAIL
     query = wire.parse_query(packet)
     assert answer[12 : 12 + len(query.question)] == query.question
     assert len(message.question) == (1 if query.question else 0)
@@ -172,11 +170,11 @@ def test_a_large_answer_is_truncated_over_udp_and_whole_over_tcp() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("qtype", TYPES)
 def test_nothing_an_ordinary_zone_says_is_worth_amplifying(name: str, qtype: str) -> None:
-    """At most 110 bytes more than the question, which on the wire has 28 bytes of IP and UDP besides."""
+    """At most 130 bytes more than the question, which on the wire has 28 bytes of IP and UDP besides."""
     packet = dns.message.make_query(name, qtype, use_edns=0, payload=4096).to_wire()
     answer = RESPONDER.respond(packet, transport=Transport.UDP)
     assert answer is not None
-    assert len(answer) <= len(packet) + 110
+    assert len(answer) <= len(packet) + 130
 
 
 def test_a_fault_of_ours_becomes_servfail_and_is_not_logged_for_ever(

@@ -1,17 +1,19 @@
 """The wire: what is read of a question, and dnslib's bytes under a stranger's name."""
 
+from typing import Any
+
 import dns.flags
 import dns.message
 import dns.name
-import dns.rdatatype
 import dnslib
 import pytest
-from codius_dns.names import parse_name
-from codius_dns.wire import MAX_SHAPES, Renderer, parse_query, render_sections, udp_limit
-from codius_dns.zone import Qtype, Table
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codius_dns import wire
+from codius_dns.names import labels_of, parse_name
+from codius_dns.wire import MAX_SHAPES, Renderer, _to_dnslib, parse_query, render_sections, udp_limit
+from codius_dns.zone import Record, Table
 from tests.unit.dns.zones import CHALLENGE, HASH_NAME, ORIGIN, ZONE
 
 TABLE = Table(ZONE, {CHALLENGE: (b"one", b"two")})
@@ -23,7 +25,9 @@ NAMES = st.lists(LABELS, max_size=8).map(lambda labels: dns.name.Name([*labels, 
 @given(NAMES, st.integers(0, 65535), st.integers(0, 65535), st.integers(0, 65535))
 def test_any_name_dns_allows_is_read(name: dns.name.Name, qtype: int, qclass: int, ident: int) -> None:
     """Also labels that are not UTF-8, or hold dots and zeros (RFC 2181 section 11)."""
-    question = name.to_wire() + qtype.to_bytes(2) + qclass.to_bytes(2)
+    wire_name = name.to_wire()
+    assert wire_name is not None
+    question = wire_name + qtype.to_bytes(2) + qclass.to_bytes(2)
     query = parse_query(ident.to_bytes(2) + bytes.fromhex("01000001000000000000") + question)
     assert query.well_formed
     assert (query.id, query.question, query.qtype, query.qclass) == (ident, question, qtype, qclass)
@@ -103,23 +107,29 @@ def test_an_answer_over_udp_is_never_longer_than_asked_for_or_safe(payload: int 
 @pytest.mark.parametrize(
     "name", [ORIGIN, HASH_NAME, f"ns1.{ORIGIN}", CHALLENGE, f"dns.{ORIGIN}", f"x.{ORIGIN}"]
 )
-def test_a_kept_answer_says_what_dnslib_says_without_compression(name: str, qtype: str, edns: bool) -> None:
-    """dnslib reads back record for record what it would have written for this very name."""
+def test_a_kept_answer_is_what_dnslib_writes_for_this_very_name(name: str, qtype: str, edns: bool) -> None:
     query = parse_query(dns.message.make_query(name, qtype, use_edns=edns).to_wire())
     answer = TABLE.find(query.name, query.qtype)
     renderer = Renderer(TABLE.origin)
-    first = renderer.render(query, answer, 512)
-    assert renderer.render(query, answer, 512) == first
-    read = dnslib.DNSRecord.parse(first)
-    for records, found in (
-        (answer.records, read.rr),
-        (answer.authority, read.auth),
-        (answer.additional, [record for record in read.ar if record.rtype != Qtype.OPT]),
-    ):
-        assert len(records) == len(found)
-        for record, back in zip(records, found, strict=True):
-            assert dns.name.from_text(str(back.rname)).to_digestable() == (record.owner or query.name)
-            assert (back.ttl, back.rclass) == (record.ttl, 1)
+    renderer.render(query, answer, 512)
+    kept = dnslib.DNSRecord.parse(renderer.render(query, answer, 512))
+
+    def written(records: tuple[Record, ...]) -> list[dnslib.RR]:
+        return [
+            dnslib.RR(dnslib.DNSLabel(labels_of(record.owner or query.name)), rtype, 1, record.ttl, data)
+            for record in records
+            for rtype, data in [_to_dnslib(record)]
+        ]
+
+    options = [dnslib.EDNS0(udp_len=1232)] if edns else []
+    fresh = dnslib.DNSRecord(
+        dnslib.DNSHeader(id=query.id, qr=1, aa=1, rd=1, ra=0, rcode=answer.rcode),
+        q=dnslib.DNSQuestion(name, query.qtype),
+        rr=written(answer.records),
+        auth=written(answer.authority),
+        ar=written(answer.additional) + options,
+    )
+    assert kept == dnslib.DNSRecord.parse(fresh.pack())
 
 
 @given(st.binary(min_size=1, max_size=60), st.binary(min_size=1, max_size=60))
@@ -153,6 +163,31 @@ def test_records_that_do_not_fit_are_left_out_extras_first() -> None:
     truncated = dns.message.from_wire(short)
     assert truncated.flags & dns.flags.TC
     assert (truncated.answer, truncated.additional) == ([], [])
+
+
+@pytest.mark.parametrize("edns", [False, True])
+def test_no_limit_is_ever_exceeded(edns: bool) -> None:
+    query = parse_query(dns.message.make_query(ORIGIN, "NS", use_edns=edns).to_wire())
+    answer = TABLE.find(query.name, query.qtype)
+    renderer = Renderer(TABLE.origin)
+    bare = 12 + len(query.question) + (11 if edns else 0)
+    for limit in range(bare, 512):
+        assert len(renderer.render(query, answer, limit)) <= limit
+
+
+def test_dnslib_writes_an_answer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = Renderer(TABLE.origin)
+    written = []
+
+    def counting(*arguments: Any) -> Any:
+        written.append(arguments)
+        return render_sections(*arguments)
+
+    monkeypatch.setattr(wire, "render_sections", counting)
+    for label in ("a" * 52, "b" * 52, "C" * 52):
+        query = parse_query(dns.message.make_query(f"{label}.{ORIGIN}", "A").to_wire())
+        renderer.render(query, TABLE.find(query.name, query.qtype), 512)
+    assert len(written) == 1
 
 
 def test_what_is_kept_is_bounded() -> None:

@@ -4,10 +4,10 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
+
 from codius_dns.errors import ZoneError
 from codius_dns.names import parse_name
 from codius_dns.zone import MAX_ADDRESSES, REFUSED, Ns, Qtype, Rcode, Record, Soa, Table, Text, Zone
-
 from tests.unit.dns.zones import CHALLENGE, HASH_NAME, IPV4, IPV6, ORIGIN, ZONE
 
 

@@ -155,7 +155,7 @@ def test_a_key_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     path.chmod(mode)
     with pytest.raises(StoreError, match=f"{mode:04o}") as caught:
         find_key(path)
-    assert caught.value.hint == f"run: chmod 600 {path}"
+    assert caught.value.hint == f"Run: chmod 600 {path}"
 
 
 @pytest.mark.parametrize("size", [0, 31, 33, 4096])

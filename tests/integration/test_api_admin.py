@@ -1,0 +1,255 @@
+"""The admin API over real sockets: who is let in, what is told, and what can be set."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codius_node import admin, answers, manifest
+from codius_node.errors import RequestError
+from codius_node.model import ManifestHash, PodState, PrivateVariable
+from tests.integration.engine_double import EngineDouble
+from tests.integration.test_api import IMAGE
+
+OTHERS_UID: Final = 54321
+SECRET: Final = "shh-it-is-a-secret"
+DOCUMENT: Final[dict[str, Any]] = {
+    "manifest": {
+        "name": "hello",
+        "version": "1.0.0",
+        "port": "8080",
+        "containers": [{"id": "app", "image": IMAGE, "environment": {"S": "$S"}}],
+        "vars": {"S": {"encoding": "private:sha256", "value": ""}},
+    },
+    "private": {"vars": {"S": {"nonce": "123", "value": SECRET}}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    engine: EngineDouble
+    client: aiohttp.ClientSession
+    socket: Path
+    port: int
+    hash: ManifestHash
+
+
+@asynccontextmanager
+async def open_admin(directory: Path, *, uids: frozenset[int] | None = None) -> AsyncIterator[Admin]:
+    engine = EngineDouble()
+    document = json.loads(json.dumps(DOCUMENT))
+    private = PrivateVariable("123", SECRET)
+    document["manifest"]["vars"]["S"]["value"] = manifest.hash_private(private)
+    pod = await engine.upload(manifest.parse(document), 600, token=None)
+    app = admin.build_app(engine=engine, clock=lambda: engine.now, allowed_uids=uids)
+    runner = answers.Runner(app, shutdown_timeout=1)
+    await runner.setup()
+    path = directory / "admin.sock"
+    try:
+        await web.UnixSite(runner, str(path)).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = next(address[1] for address in runner.addresses if isinstance(address, tuple))
+        async with aiohttp.ClientSession(
+            "http://localhost", connector=aiohttp.UnixConnector(path=str(path))
+        ) as client:
+            yield Admin(engine, client, path, port, pod.hash)
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def opened(tmp_path: Path) -> AsyncIterator[Admin]:
+    async with open_admin(tmp_path) as opened:
+        yield opened
+
+
+async def ask(opened: Admin, method: str, path: str, **options: Any) -> tuple[int, Any]:
+    async with opened.client.request(method, path, **options) as response:
+        text = await response.text()
+        return response.status, json.loads(text) if text else None
+
+
+async def test_running_pods_are_listed_by_hash(opened: Admin) -> None:
+    assert await ask(opened, "GET", "/getPods") == (200, {"running": [opened.hash]})
+    opened.engine.now += timedelta(seconds=600)
+    assert await ask(opened, "GET", "/getPods") == (200, {"running": []})
+
+
+async def test_a_pod_is_told_by_its_hash(opened: Admin) -> None:
+    status, answer = await ask(opened, "GET", f"/getPodInfo?id={opened.hash}")
+    assert status == 200
+    assert answer == {
+        "hash": opened.hash,
+        "running": True,
+        "start": "2026-11-23T12:00:00.000Z",
+        "expiry": "2026-11-23T12:10:00.000Z",
+        "ip": "10.77.0.2",
+        "port": "8080",
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("?id=" + "a" * 52, 404), ("?id=x", 404), ("?id=", 400), ("", 400), ("?id=a&id=b", 400)],
+)
+async def test_an_unknown_pod_is_404_and_a_missing_id_is_named(
+    opened: Admin, query: str, status: int
+) -> None:
+    found, answer = await ask(opened, "GET", f"/getPodInfo{query}")
+    assert found == status == answer["statusCode"]
+    assert "id" in answer["message"]
+
+
+async def test_every_pod_is_listed_with_its_state_and_no_private_value(opened: Admin) -> None:
+    pending = replace(opened.engine.kept[opened.hash], state=PodState.PENDING)
+    opened.engine.kept[ManifestHash("p" * 52)] = pending
+    opened.engine.now += timedelta(seconds=599.5)
+    status, answer = await ask(opened, "GET", "/pods")
+    assert status == 200
+    assert answer[0] == {
+        "hash": opened.hash,
+        "name": "hello",
+        "state": "running",
+        "url": f"http://{opened.hash}.codius.localhost:3000/",
+        "expiry": "2026-11-23T12:10:00.000Z",
+        "secondsLeft": 0,
+        "address": "10.77.0.2",
+        "port": 8080,
+        "debug": False,
+        "containers": [{"id": "app", "image": IMAGE}],
+    }
+    assert answer[1]["state"] == "pending"
+    assert SECRET not in json.dumps(answer)
+
+
+@pytest.mark.parametrize(("sent", "cost"), [("20", "20"), ("0", "0"), ("0.25", "0.25"), ("1e3", "1000")])
+async def test_the_price_can_be_set(opened: Admin, sent: str, cost: str) -> None:
+    status, answer = await ask(opened, "POST", "/config", data=f'{{"hostCostPerMonth": {sent}}}')
+    assert (status, answer) == (204, None)
+    assert opened.engine.cost_per_month == Decimal(cost)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "{", "[]", "{}", "null", "5"]
+    + [
+        f'{{"hostCostPerMonth": {value}}}'
+        for value in ("-1", "true", '"5"', "null", "NaN", "1e400", "1e13", "[]")
+    ]
+    + ['{"hostCostPerMonth": 1, "x": 2}', '{"hostCostPerMonth": 1, "hostCostPerMonth": 2}'],
+)
+async def test_a_bad_price_changes_nothing(opened: Admin, body: str) -> None:
+    status, answer = await ask(opened, "POST", "/config", data=body)
+    assert status == answer["statusCode"] == 400
+    assert opened.engine.cost_per_month == 10
+
+
+async def test_a_large_body_is_refused(opened: Admin) -> None:
+    status, _ = await ask(opened, "POST", "/config", data=b" " * 10_000)
+    assert status == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/"), ("POST", "/pods"), ("GET", "/config"), ("DELETE", "/pods"), ("GET", "/x")],
+)
+async def test_everything_else_is_not_found(opened: Admin, method: str, path: str) -> None:
+    status, answer = await ask(opened, method, path)
+    assert status == answer["statusCode"] == 404
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
+def test_any_price_is_accepted_or_refused(value: Any) -> None:
+    try:
+        cost = admin.parse_config({"hostCostPerMonth": value})
+    except RequestError:
+        return
+    assert 0 <= cost <= admin.MAX_COST
+
+
+# ---- who is let in --------------------------------------------------------------------------------
+
+VISIT: Final = """
+import os, socket, sys
+if sys.argv[2] != "-":
+    os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
+line = socket.socket(socket.AF_UNIX)
+line.connect(sys.argv[1])
+line.sendall(b"GET /getPods HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n")
+print(line.recv(4096).split(b" ")[1].decode())
+"""
+
+
+async def visit(path: Path, uid: str) -> str:
+    """The status that a process of this user gets."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", VISIT, str(path), uid, stdout=subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    return out.decode().strip()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_another_user_is_turned_away_by_the_kernels_word(tmp_path: Path) -> None:
+    async with open_admin(tmp_path) as opened:
+        opened.socket.chmod(0o666)
+        for directory in (tmp_path, *tmp_path.parents[:2]):
+            directory.chmod(0o755)
+        assert await visit(opened.socket, "-") == "200"
+        assert await visit(opened.socket, str(OTHERS_UID)) == "403"
+
+
+async def test_only_the_allowed_users_are_let_in(tmp_path: Path) -> None:
+    async with open_admin(tmp_path, uids=frozenset({OTHERS_UID})) as opened:
+        status, answer = await ask(opened, "GET", "/getPods")
+        assert status == 403
+        assert str(os.geteuid()) in answer["message"]
+        status, _ = await ask(opened, "POST", "/config", data='{"hostCostPerMonth": 0}')
+        assert status == 403
+        assert opened.engine.cost_per_month == 10
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "LOCALHOST:3001"}, 200),
+        ({"Host": "[::1]:3001"}, 200),
+        ({"Host": "rebound.example"}, 403),
+        ({"Host": "127.0.0.1.example:3001"}, 403),
+        ({"Host": ""}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+async def test_on_tcp_no_web_page_gets_in(opened: Admin, headers: dict[str, str], status: int) -> None:
+    async with (
+        aiohttp.ClientSession() as client,
+        client.get(f"http://127.0.0.1:{opened.port}/getPods", headers=headers) as response,
+    ):
+        assert response.status == status
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
+def test_the_peer_of_a_socket_pair_is_ourselves() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert admin.read_peer_uid(ours) == os.geteuid()

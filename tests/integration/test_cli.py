@@ -1,0 +1,652 @@
+"""The command against a host on a real socket: what people read, what scripts get, what goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from codius_node import cli
+from codius_node.manifest import hash_manifest
+from tests.harness.serving import serving
+from tests.integration.host_double import EXPIRY, REFUSAL, HostDouble, admin_app
+from tests.integration.registry_double import RegistryDouble
+
+IMAGE: Final = "nginx@sha256:" + "0" * 63 + "1"
+MANIFEST: Final[dict[str, Any]] = {
+    "name": "hello",
+    "version": "1.0.0",
+    "machine": "small",
+    "port": "8080",
+    "containers": [{"id": "app", "image": IMAGE}],
+}
+HASH: Final = str(hash_manifest(MANIFEST))
+PRIVATE: Final = {"vars": {"private": {"S": {"value": "shh-secret"}}, "public": {"P": {"value": "seen"}}}}
+SECONDS: Final = 30
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def host() -> HostDouble:
+    return HostDouble()
+
+
+@pytest.fixture
+def origin(host: HostDouble, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with serving(host.app()) as port:
+        # Below localhost, so that every test is one of our own resolver too.
+        origin = f"http://host.codius.localhost:{port}"
+        monkeypatch.setenv("CODIUS_HOST_URI", origin)
+        yield origin
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        status = cli.main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def write(path: Path, document: object) -> Path:
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write(tmp_path / "codius.json", {"manifest": MANIFEST})
+
+
+def with_environment(environment: dict[str, str]) -> dict[str, Any]:
+    return {**MANIFEST, "containers": [{"id": "app", "image": IMAGE, "environment": environment}]}
+
+
+def only_json(out: str) -> dict[str, Any]:
+    assert out.count("\n") == 1
+    document = json.loads(out)
+    assert isinstance(document, dict)
+    return document
+
+
+# ---- upload ---------------------------------------------------------------------------------------
+
+
+def test_an_upload_tells_its_steps_and_where_the_pod_is(run: Run, file: Path, origin: str) -> None:
+    status, out, err = run("upload", file, "--duration", "2h")
+    assert status == 0
+    assert err == "pulling web\nstarting\n"
+    assert f"http://{HASH}." in out.splitlines()[0]
+    assert f"codiusd extend {HASH}" in out
+    assert HASH in out
+    assert re.search(r"until   20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \w+ \(\d+ d \d+ h from now\)", out)
+    assert 'does not say "debug": true' in out
+
+
+def test_an_upload_asks_for_the_price_first_and_sends_a_fresh_token_each_time(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    run("upload", file, "--duration", "90s", "--json")
+    assert [(method, path) for method, path, _, _ in host.requests] == [
+        ("OPTIONS", "/pods?duration=90"),
+        ("POST", "/pods?duration=90&progress=true"),
+    ]
+    tokens = [headers["Pay-Token"] for _, _, headers, _ in host.requests]
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{22}", token) for token in tokens)
+    assert len(set(tokens)) == 2
+    assert host.find("POST")[2]["Accept"] == "application/codius-v1+json"
+    assert host.find("POST")[2]["Content-Type"] == "application/json"
+
+
+def test_an_upload_for_scripts_is_one_object_and_nothing_else(run: Run, file: Path, origin: str) -> None:
+    status, out, err = run("upload", file, "--json")
+    answer = only_json(out)
+    assert (status, err) == (0, "")
+    assert (answer["manifestHash"], answer["expiry"], answer["images"]) == (HASH, EXPIRY, {})
+
+
+def test_a_host_that_does_not_stream_is_fine_too(run: Run, file: Path, origin: str, host: HostDouble) -> None:
+    host.streams = False
+    status, out, _ = run("upload", file, "--json")
+    assert (status, only_json(out)["manifestHash"]) == (0, HASH)
+
+
+def test_a_host_that_refuses_to_know_progress_is_asked_without(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.knows_progress = False
+    status, out, _ = run("upload", file, "--json")
+    assert (status, only_json(out)["manifestHash"]) == (0, HASH)
+    assert host.find("POST")[1] == "/pods?duration=3600"
+
+
+def test_variables_beside_codius_json_go_along(run: Run, file: Path, origin: str, host: HostDouble) -> None:
+    document = {
+        **MANIFEST,
+        "containers": [{"id": "app", "image": IMAGE, "environment": {"A": "$S", "B": "$P"}}],
+    }
+    write(file, {"manifest": document})
+    write(file.with_name("codiusvars.json"), PRIVATE)
+    status, out, err = run("upload", file)
+    assert status == 0
+    sent = json.loads(host.find("POST")[3])
+    assert sent["private"]["vars"]["S"]["value"] == "shh-secret"
+    assert sent["manifest"]["vars"]["P"] == {"value": "seen"}
+    assert sent["manifest"]["vars"]["S"]["encoding"] == "private:sha256"
+    assert "shh-secret" not in out + err + json.dumps(sent["manifest"])
+
+
+def test_a_quote_keeps_private_values_here(run: Run, file: Path, origin: str, host: HostDouble) -> None:
+    document = with_environment({"A": "$S"})
+    write(file, {"manifest": document})
+    write(file.with_name("codiusvars.json"), PRIVATE)
+    assert run("quote", file)[0] == 0
+    assert b"shh-secret" not in host.find("OPTIONS")[3]
+
+
+def test_what_was_uploaded_can_be_saved_and_extended(
+    run: Run, file: Path, origin: str, host: HostDouble, tmp_path: Path
+) -> None:
+    document = with_environment({"A": "$S"})
+    write(file, {"manifest": document})
+    write(file.with_name("codiusvars.json"), PRIVATE)
+    saved = tmp_path / "saved.json"
+    _, out, _ = run("upload", file, "--save", saved, "--json")
+    assert saved.stat().st_mode & 0o777 == 0o600
+    assert only_json(run("extend", saved, "--json")[1])["manifestHash"] == only_json(out)["manifestHash"]
+    status, _, err = run("extend", file)
+    assert (status, "--save" in err) == (1, True)
+    status, _, err = run("upload", file, "--save", saved)
+    assert (status, "cannot be written" in err) == (1, True)
+
+
+def test_a_complete_file_is_sent_as_it_is(run: Run, tmp_path: Path, origin: str, host: HostDouble) -> None:
+    file = write(tmp_path / "pod.json", {"manifest": MANIFEST, "private": {}})
+    write(tmp_path / "codiusvars.json", PRIVATE)
+    assert run("upload", file)[0] == 0
+    assert json.loads(host.find("POST")[3]) == {"manifest": MANIFEST, "private": {}}
+
+
+# ---- refused before anything is sent --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "is not JSON"),
+        (b"", "is empty"),
+        (b'{"manifest": {}, "manifest": {}}', "manifest"),
+        (b"[]", "codius.json"),
+        (json.dumps({"manifest": {**MANIFEST, "port": "99999"}}).encode(), "manifest.port"),
+        (json.dumps({"manifest": {**MANIFEST, "colour": "red"}}).encode(), "colour"),
+        (b" " * 2_000_000, "larger than"),
+        (
+            json.dumps(
+                {"manifest": {**MANIFEST, "containers": [
+                    {"id": "app", "image": IMAGE, "environment": {"CODIUS_X": "1"}}]}}
+            ).encode(),
+            "reserved",
+        ),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_refused_before_the_host_hears_of_it(
+    content: bytes, said: str, run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    file.write_bytes(content)
+    status, out, err = run("upload", file)
+    assert (status, out) == (1, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert host.requests == []
+
+
+def test_a_missing_file_is_named(run: Run, tmp_path: Path, origin: str) -> None:
+    status, _, err = run("upload", tmp_path / "nowhere.json")
+    assert status == 1
+    assert "nowhere.json cannot be read: No such file" in err
+
+
+# ---- hosts that answer otherwise ------------------------------------------------------------------
+
+
+def test_a_refusal_is_told_with_its_hint(run: Run, file: Path, origin: str, host: HostDouble) -> None:
+    host.error = REFUSAL
+    status, out, err = run("upload", file)
+    assert (status, out) == (1, "")
+    assert err == "codiusd: no room -- Wait.\n"
+
+
+def test_a_refusal_for_scripts_is_one_object(run: Run, file: Path, origin: str, host: HostDouble) -> None:
+    host.error = REFUSAL
+    status, out, _ = run("upload", file, "--json")
+    assert status == 1
+    assert only_json(out) == {"error": {"message": "no room", "hint": "Wait.", "statusCode": 503}}
+
+
+def test_an_error_at_the_end_of_the_stream_is_told(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.stream_error = {"statusCode": 422, "message": "the pod ended at once", "hint": "Look."}
+    status, _, err = run("upload", file)
+    assert status == 1
+    assert err.splitlines()[-1] == "codiusd: the pod ended at once -- Look."
+
+
+def test_an_interrupted_stream_says_how_to_find_out(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.breaks_stream = True
+    status, out, err = run("upload", file)
+    assert (status, out) == (1, "")
+    assert f"codiusd pods {HASH}" in err
+
+
+def test_a_host_that_answers_another_hash_is_not_sent_the_pod(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.hash = "b" * 52
+    status, _, err = run("upload", file)
+    assert status == 1
+    assert "b" * 52 in err
+    assert HASH in err
+    assert [request[0] for request in host.requests] == ["OPTIONS"]
+
+
+def test_a_host_that_wants_to_be_paid_is_told_of_with_its_price(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.error = {"statusCode": 402, "message": "Payment Required"}
+    status, _, err = run("upload", file, "-d", "1m")
+    assert status == 1
+    assert "12 base units of DEV for 60 s by Interledger, which this client cannot pay yet" in err
+
+
+def test_an_extension_that_has_to_be_paid_is_told_of(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.error = {"statusCode": 402, "message": "Payment Required"}
+    status, _, err = run("extend", HASH)
+    assert status == 1
+    assert "by Interledger" in err
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((200, "text/html", b"<html>"), "not a JSON object"),
+        ((200, "application/json", b"[1]"), "not a JSON object"),
+        ((200, "application/json", b"[" * 100_000), "not a JSON object"),
+        ((200, "application/json", b" " * 5_000_000), "more than"),
+        ((500, "text/html", b"oops"), "answered 500"),
+        ((400, "application/json", b'{"message": 5}'), "answered 400"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_an_error(
+    answer: tuple[int, str, bytes], said: str, run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.raw = answer
+    status, _, err = run("upload", file)
+    assert (status, said in err) == (1, True), err
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("price", "-1"), ("price", 5), ("expiry", "soon"), ("url", "javascript:alert(1)"), ("url", 5)],
+)
+def test_each_part_of_an_answer_is_checked(
+    attribute: str, value: object, run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    setattr(host, attribute, value)
+    assert run("upload", file)[0] == 1
+
+
+def test_a_redirect_is_told_and_not_followed(run: Run, file: Path, origin: str, host: HostDouble) -> None:
+    host.location = "https://elsewhere.example/"
+    status, _, err = run("upload", file)
+    assert status == 1
+    assert "https://elsewhere.example/" in err
+
+
+def test_what_a_terminal_would_obey_is_taken_out_of_a_hosts_words(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.error = {"statusCode": 503, "message": "a\x1b]0;b\x07c\x9b"}
+    host.progress = ["\x1b[2J"]
+    _, _, err = run("upload", file)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", err)
+
+
+def test_a_host_that_is_away_is_named(run: Run, file: Path) -> None:
+    status, _, err = run("upload", file, "--host", "http://codius.localhost:1")
+    assert status == 1
+    assert "http://codius.localhost:1 cannot be reached" in err
+
+
+@pytest.mark.parametrize("host", ["codius.example.com", "ftp://x", "http://", "http://x/path", "http://u@x"])
+def test_what_is_no_host_is_refused(host: str, run: Run, file: Path) -> None:
+    status, _, err = run("upload", file, "--host", host)
+    assert (status, "is not the address of a host" in err) == (1, True)
+
+
+# ---- the other commands ---------------------------------------------------------------------------
+
+
+def test_a_quote_is_a_price_with_its_currency(run: Run, file: Path, origin: str) -> None:
+    assert run("quote", file, "--duration", "1d")[:2] == (
+        0,
+        f"12 base units of DEV for 1 d\n  hash  {HASH}\n",
+    )
+    assert only_json(run("quote", file, "--json")[1]) == {
+        "manifestHash": HASH,
+        "duration": 3600,
+        "price": "12",
+        "currency": "DEV",
+    }
+
+
+def test_a_host_without_a_currency_still_has_a_price(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.currency = {"\x1b": 5}
+    assert run("quote", file)[1].startswith("12 base units for 1 h\n")
+
+
+def test_a_pod_is_extended_by_its_hash(run: Run, origin: str, host: HostDouble) -> None:
+    status, out, _ = run("extend", HASH, "--duration", "7d")
+    assert (status, "Extended:" in out) == (0, True)
+    assert host.find("PUT")[1] == f"/pods?manifestHash={HASH}&duration=604800"
+    assert host.find("PUT")[3] == b""
+    assert only_json(run("extend", HASH, "--json")[1])["expiry"] == EXPIRY
+
+
+def test_a_pod_is_extended_by_its_file(run: Run, file: Path, origin: str, host: HostDouble) -> None:
+    assert run("extend", file)[0] == 0
+    assert host.find("PUT")[1] == f"/pods?manifestHash={HASH}&duration=3600"
+
+
+def test_an_extension_answered_for_another_pod_is_refused(run: Run, origin: str, host: HostDouble) -> None:
+    host.hash = "b" * 52
+    assert run("extend", HASH)[0] == 1
+
+
+def test_a_pod_is_shown_by_its_hash(run: Run, origin: str, host: HostDouble) -> None:
+    host.manifests[HASH] = MANIFEST
+    assert "runs at" in run("pods", HASH)[1]
+    assert only_json(run("pods", HASH, "--json")[1])["manifest"] == MANIFEST
+
+
+def test_a_host_that_shows_another_manifest_under_the_hash_is_found_out(
+    run: Run, origin: str, host: HostDouble
+) -> None:
+    host.manifests[HASH] = {**MANIFEST, "name": "another"}
+    status, _, err = run("pods", HASH)
+    assert (status, "does not have the hash" in err) == (1, True)
+
+
+def test_logs_are_lines_as_the_host_sent_them(run: Run, origin: str, host: HostDouble) -> None:
+    status, out, _ = run("logs", HASH)
+    assert status == 0
+    assert out.encode() == host.log
+    assert host.find("GET")[1] == f"/pods/{HASH}/logs"
+
+
+def test_logs_are_followed(run: Run, origin: str, host: HostDouble) -> None:
+    assert run("logs", HASH, "-f")[0] == 0
+    assert host.find("GET")[1] == f"/pods/{HASH}/logs?follow=true"
+
+
+def test_logs_for_scripts_are_one_object_or_one_for_each_line(
+    run: Run, origin: str, host: HostDouble
+) -> None:
+    host.log = b"web stdout hello\nping\n"
+    lines = [
+        {"container": "web", "stream": "stdout", "text": "hello"},
+        {"container": "", "stream": "", "text": "ping"},
+    ]
+    assert only_json(run("logs", HASH, "--json")[1]) == {"manifestHash": HASH, "lines": lines}
+    assert [json.loads(line) for line in run("logs", HASH, "-f", "--json")[1].splitlines()] == lines
+
+
+def test_logs_that_may_not_be_read_are_refused_in_the_hosts_words(
+    run: Run, origin: str, host: HostDouble
+) -> None:
+    host.error = {"statusCode": 403, "message": "no debug", "hint": 'Set "debug": true.'}
+    status, _, err = run("logs", HASH)
+    assert (status, err) == (1, 'codiusd: no debug -- Set "debug": true.\n')
+
+
+def test_a_log_that_breaks_off_is_an_error_after_its_lines(run: Run, origin: str, host: HostDouble) -> None:
+    host.breaks_log = True
+    status, out, err = run("logs", HASH)
+    assert (status, out.splitlines()[0]) == (1, "web stdout hello")
+    assert "broke" in err
+
+
+def test_a_line_without_an_end_is_cut_into_pieces(run: Run, origin: str, host: HostDouble) -> None:
+    host.log = b"web stdout " + b"x" * 300_000
+    status, out, _ = run("logs", HASH)
+    assert status == 0
+    assert out.count("x") == 300_000
+    assert max(map(len, out.splitlines())) < 70_000
+
+
+# ---- the operator's list --------------------------------------------------------------------------
+
+
+def test_the_operators_list_names_every_pod(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODIUS_RUN", str(tmp_path))
+    with serving(admin_app("first", "sec\x1bond"), path=tmp_path / "admin.sock"):
+        status, out, _ = run("pods")
+        assert status == 0
+        assert out.splitlines()[0].split() == ["HASH", "NAME", "STATE", "TIME", "LEFT", "ADDRESS"]
+        assert out.splitlines()[1].split() == ["a" * 52, "first", "running", "1", "h", "10.77.0.2"]
+        assert "\x1b" not in out
+        assert [pod["name"] for pod in only_json(run("pods", "--json")[1])["pods"]] == ["first", "sec\x1bond"]
+
+
+def test_an_empty_list_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODIUS_RUN", str(tmp_path))
+    with serving(admin_app(), path=tmp_path / "admin.sock"):
+        assert run("pods")[:2] == (0, "No pods.\n")
+
+
+def test_without_a_node_the_list_says_how_to_start_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODIUS_RUN", str(tmp_path))
+    status, _, err = run("pods")
+    assert (status, "codiusd run" in err) == (1, True)
+
+
+def test_the_list_of_another_host_cannot_be_had(run: Run, origin: str) -> None:
+    assert run("pods", "--host", origin)[0] == 1
+
+
+# ---- tags -----------------------------------------------------------------------------------------
+
+
+def test_a_tag_becomes_a_digest_and_is_told(run: Run, file: Path, origin: str, host: HostDouble) -> None:
+    registry = RegistryDouble()
+    digest = registry.add("team/app:1.2")
+    registry.token = "anonymous"
+    with serving(registry.app()) as port:
+        image = f"127.0.0.1:{port}/team/app"
+        write(file, {"manifest": {**MANIFEST, "containers": [{"id": "app", "image": f"{image}:1.2"}]}})
+        status, out, err = run("upload", file, "--insecure-registry", f"127.0.0.1:{port}")
+        assert status == 0
+        assert f"{image}:1.2 is {image}@{digest}" in err
+        sent = json.loads(host.find("POST")[3])["manifest"]
+        assert sent["containers"][0]["image"] == f"{image}@{digest}"
+        assert str(hash_manifest(sent)) in out
+        _, out, _ = run("upload", file, "--insecure-registry", f"127.0.0.1:{port}", "--json")
+        assert only_json(out)["images"] == {f"{image}:1.2": f"{image}@{digest}"}
+
+
+def test_a_tag_that_is_not_there_stops_the_upload(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    with serving(RegistryDouble().app()) as port:
+        image = f"127.0.0.1:{port}/app:9"
+        write(file, {"manifest": {**MANIFEST, "containers": [{"id": "app", "image": image}]}})
+        status, _, err = run("upload", file, "--insecure-registry", f"127.0.0.1:{port}")
+    assert (status, f"there is no {image}" in err) == (1, True)
+    assert host.requests == []
+
+
+# ---- as processes ---------------------------------------------------------------------------------
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "codius_node", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_the_command_works_as_a_process(file: Path, origin: str) -> None:
+    process = start("upload", str(file), "--json")
+    out, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, err, only_json(out)["manifestHash"]) == (0, "", HASH)
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(origin: str, host: HostDouble) -> None:
+    host.log = b"web stdout x\n" * 100_000
+    process = start("logs", HASH)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(SECONDS) == cli.PIPE_CLOSED
+
+
+def test_ctrl_c_ends_the_command_quietly(origin: str, host: HostDouble) -> None:
+    host.stays = True
+    process = start("logs", HASH, "--follow")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "web stdout hello\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, err) == (cli.INTERRUPTED, "")
+
+
+def test_on_a_terminal_steps_and_result_are_shown_in_colour(file: Path, origin: str) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "codius_node", "upload", str(file)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+    )
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # EIO: the other side has closed
+        while piece := os.read(ours, 4096):
+            seen += piece
+    os.close(ours)
+    assert process.wait(SECONDS) == 0
+    assert b"pulling web" in seen
+    assert b"starting" in seen
+    assert f"\x1b[1;36mhttp://{HASH}.".encode() in seen
+
+
+# ---- a real registry ------------------------------------------------------------------------------
+
+
+@pytest.mark.system
+@pytest.mark.skipif(shutil.which("docker-registry") is None, reason="docker-registry is not installed")
+def test_a_real_registry_names_the_digest(
+    run: Run, file: Path, origin: str, host: HostDouble, tmp_path: Path
+) -> None:
+    with real_registry(tmp_path) as authority:
+        digest = push_empty_image(authority, "team/app", "1")
+        image = f"{authority}/team/app"
+        write(file, {"manifest": {**MANIFEST, "containers": [{"id": "app", "image": f"{image}:1"}]}})
+        _, out, _ = run("upload", file, "--insecure-registry", authority, "--json")
+    assert only_json(out)["images"] == {f"{image}:1": f"{image}@{digest}"}
+
+
+@contextmanager
+def real_registry(directory: Path) -> Iterator[str]:
+    """Debian's docker-registry on a port of its own choice; its host:port."""
+    settings = {
+        "version": "0.1",
+        "log": {"accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}},
+        "http": {"addr": "127.0.0.1:0"},
+    }
+    process = subprocess.Popen(
+        ["docker-registry", "serve", str(write(directory / "registry.yml", settings))],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if found := re.search(r"listening on (127\.0\.0\.1:\d+)", line):
+                yield found[1]
+                break
+        else:
+            pytest.fail("the registry did not start")
+    finally:
+        process.terminate()
+        process.stderr.close()
+        process.wait(SECONDS)
+
+
+def push_empty_image(authority: str, repository: str, tag: str) -> str:
+    """An image without layers; its digest."""
+    connection = http.client.HTTPConnection(authority, timeout=SECONDS)
+
+    def ask(method: str, path: str, body: bytes = b"", kind: str = "application/octet-stream") -> str:
+        connection.request(method, path, body, {"Content-Type": kind})
+        response = connection.getresponse()
+        response.read()
+        assert response.status < 300, (method, path, response.status)
+        return response.getheader("Location") or ""
+
+    config = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
+    location = ask("POST", f"/v2/{repository}/blobs/uploads/").removeprefix(f"http://{authority}")
+    config_digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
+    ask("PUT", f"{location}&digest={config_digest}", config)
+    manifest: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": {
+            "mediaType": "application/vnd.docker.container.image.v1+json",
+            "size": len(config),
+            "digest": config_digest,
+        },
+        "layers": [],
+    }
+    body = json.dumps(manifest).encode()
+    ask("PUT", f"/v2/{repository}/manifests/{tag}", body, manifest["mediaType"])
+    connection.close()
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"

@@ -1,0 +1,319 @@
+"""What people type: commands, options, lengths of time, settings files, and what is loaded for each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codius_node import cli, config, daemon, edge, supervisor
+from codius_node.config import Settings
+from codius_node.errors import EngineError, SettingsError
+
+SECONDS = 30
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No settings of ours from outside, and none left behind by --env-file."""
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith("CODIUS_")]:
+        monkeypatch.delenv(name)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    root.handlers[:], root.level = handlers, level
+
+
+def test_help_has_every_command_in_its_group_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    operators, clients = text.index("For operators:"), text.index("For clients")
+    for name in cli.OPERATOR_COMMANDS:
+        assert operators < text.index(f"\n  {name} ") < clients
+    for name in cli.CLIENT_COMMANDS:
+        assert text.index(f"\n  {name} ", clients) > clients
+    for setting in config.DECLARED.values():
+        assert setting.name in text
+
+
+@pytest.mark.parametrize("name", [*cli.OPERATOR_COMMANDS, *cli.CLIENT_COMMANDS])
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: codiusd {name}" in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("codiusd 2.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["upload"],
+        ["upload", "f", "--duration", "soon"],
+        ["upload", "f", "--duration", "0"],
+        ["upload", "f", "--duration", "-5"],
+        ["upload", "f", "--duration", "99999d"],
+        ["logs", "UPPER"],
+        ["pods", "short"],
+        ["run", "extra"],
+        ["quote", "f", "--colour"],
+    ],
+)
+def test_misuse_is_one_line_and_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == cli.MISUSED
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert "--help" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("3600", 3600),
+        ("90s", 90),
+        ("15m", 900),
+        ("2h", 7200),
+        ("7d", 604800),
+        ("2w", 1209600),
+        (" 1H ", 3600),
+    ],
+)
+def test_a_length_of_time_is_seconds_or_a_number_with_a_unit(text: str, seconds: int) -> None:
+    assert cli.parse_duration(text) == seconds
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_length_of_time_or_a_value_error(text: str) -> None:
+    try:
+        seconds = cli.parse_duration(text)
+    except ValueError:
+        return
+    assert seconds > 0
+
+
+@pytest.mark.parametrize("text", ["1.5h", "1h30m", "h", "", "٣", "1 h", "0m", "1y"])
+def test_other_lengths_of_time_are_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        cli.parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (-5, "0 s"), (59, "59 s"), (60, "1 min"), (3661, "1 h 1 min"), (86400 * 3 + 5, "3 d 5 s")],
+)
+def test_a_length_of_time_is_shown_by_its_largest_units(seconds: int, text: str) -> None:
+    assert cli.render_length(seconds) == text
+
+
+def test_a_settings_file_is_read_as_systemd_reads_it() -> None:
+    text = "# comment\n; too\n\nA=1\nexport B = 2\nC='x y'\nD=\"z\"\nE=\nF='\nG=a=b\n"
+    assert cli.parse_env_file(text.replace("B = ", "B="), Path("f")) == {
+        "A": "1",
+        "B": "2",
+        "C": "x y",
+        "D": "z",
+        "E": "",
+        "F": "'",
+        "G": "a=b",
+    }
+
+
+def test_a_line_that_sets_nothing_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"codius\.env, line 2: 'nonsense'"):
+        cli.parse_env_file("A=1\nnonsense\n", Path("codius.env"))
+
+
+Serving = Callable[[Settings], int]
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Settings]]:
+    calls: list[tuple[str, Settings]] = []
+
+    def note(name: str) -> Serving:
+        def serve(settings: Settings) -> int:
+            calls.append((name, settings))
+            return 0
+
+        return serve
+
+    monkeypatch.setattr(supervisor, "run", note("run"))
+    monkeypatch.setattr(daemon, "node", note("node"))
+    monkeypatch.setattr(edge, "proxy", note("proxy"))
+    monkeypatch.setattr(edge, "dns", note("dns"))
+    return calls
+
+
+@pytest.mark.parametrize("name", ["run", "node", "proxy", "dns"])
+def test_each_part_is_started_with_the_settings(
+    name: str, served: list[tuple[str, Settings]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODIUS_PORT", "4000")
+    assert cli.main([name]) == 0
+    assert [(part, settings.port) for part, settings in served] == [(name, 4000)]
+
+
+def test_a_settings_file_adds_to_the_environment_also_for_child_processes(
+    served: list[tuple[str, Settings]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODIUS_PORT", "4000")
+    (tmp_path / "env").write_text("CODIUS_PORT=5000\nCODIUS_DNS_PORT=53\n")
+    assert cli.main(["run", "--env-file", str(tmp_path / "env")]) == 0
+    assert (served[0][1].port, served[0][1].dns_port) == (4000, 53)
+    assert os.environ["CODIUS_DNS_PORT"] == "53"
+
+
+def test_a_file_env_is_not_read_unasked(
+    served: list[tuple[str, Settings]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("CODIUS_PORT=5000\n")
+    monkeypatch.chdir(tmp_path)
+    cli.main(["run"])
+    assert served[0][1].port == 3000
+
+
+def test_a_settings_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--env-file", "/nowhere/env"]) == cli.FAILED
+    assert "/nowhere/env cannot be read" in capsys.readouterr().err
+
+
+def test_a_bad_setting_stops_the_start_with_a_sentence(
+    served: list[tuple[str, Settings]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CODIUS_PORT", "99999")
+    assert cli.main(["run"]) == cli.FAILED
+    assert served == []
+    captured = capsys.readouterr()
+    assert "CODIUS_PORT='99999' cannot be used: give a port, 1-65535." in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_variable_that_is_no_setting_is_warned_about(
+    served: list[tuple[str, Settings]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CODIUS_PROT", "1")
+    monkeypatch.setenv("CODIUS_HOST_URI", "http://x")
+    assert cli.main(["run"]) == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "CODIUS_PROT is no setting and has no effect"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (
+            EngineError("podman is away", hint="Start it."),
+            cli.FAILED,
+            "codiusd: podman is away -- Start it.\n",
+        ),
+        (EngineError("a\nb"), cli.FAILED, "codiusd: a b\n"),
+        (
+            OSError(98, "cannot listen on 0.0.0.0 port 80"),
+            cli.FAILED,
+            "codiusd: cannot listen on 0.0.0.0 port 80",
+        ),
+        (PermissionError(13, "Permission denied", "/x"), cli.FAILED, "codiusd: /x: Permission denied"),
+        (KeyboardInterrupt(), cli.INTERRUPTED, ""),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_a_status(
+    error: BaseException,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_: Settings) -> int:
+        raise error
+
+    monkeypatch.setattr(supervisor, "run", fail)
+    assert cli.main(["run"]) == status
+    err = capsys.readouterr().err
+    assert err.startswith(said)
+    assert err.count("\n") == bool(said)
+
+
+def test_the_journal_gets_priorities_instead_of_times() -> None:
+    formatter = cli._JournalFormatter("%(name)s: %(message)s")
+    for level, priority in (
+        (logging.DEBUG, 7),
+        (logging.INFO, 6),
+        (logging.WARNING, 4),
+        (logging.CRITICAL, 3),
+    ):
+        record = logging.LogRecord("part", level, "", 0, "two\nlines", (), None)
+        assert formatter.format(record) == f"<{priority}>part: two\n<{priority}>lines"
+
+
+@given(st.text())
+def test_cleaned_text_has_nothing_a_terminal_obeys_but_colours(text: str) -> None:
+    assert not cli._CONTROL.search(cli._clean(text))
+    assert not cli._CONTROL.search(cli._COLOUR.sub("", cli._clean(text, colours=True)))
+
+
+def test_colours_stay_where_they_may_and_end_with_the_line() -> None:
+    assert cli._clean("\x1b[31mred\x1b[2J", colours=True) == "\x1b[31mred\ufffd[2J\x1b[0m"
+
+
+def test_doctor_tells_scripts_and_people_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from codius_node import doctor
+
+    findings = [doctor.ok("podman", "4.3.1"), doctor.warn("memory", "little", "buy some")]
+    monkeypatch.setattr(doctor, "examine", lambda _: findings)
+    assert cli.main(["doctor"]) == 0
+    assert capsys.readouterr().out == "ok    podman  4.3.1\nwarn  memory  little  -> buy some\n"
+    findings.append(doctor.bad("disk", "full", "rm"))
+    assert cli.main(["doctor", "--json"]) == cli.FAILED
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"] is False
+    assert document["findings"][2] == {"name": "disk", "verdict": "bad", "message": "full", "fix": "rm"}
+
+
+def test_a_hash_is_what_dns_labels_of_pods_look_like() -> None:
+    assert cli._hash("a" * 52) == "a" * 52
+    with pytest.raises(argparse.ArgumentTypeError):
+        cli._hash("a" * 51 + "1")
+
+
+@pytest.mark.parametrize("part", ["proxy", "dns"])
+def test_what_faces_the_internet_loads_nothing_it_does_not_need(part: str) -> None:
+    program = f"""
+import sys
+from codius_node import cli, edge
+edge.{part} = lambda settings: 0
+assert cli.main(["{part}"]) == 0
+import codius_{part}.server
+print([name for name in ("aiohttp", "msgspec", "rich", "aiosqlite", "cryptography", "pyroute2", "nftables",
+    "codius_node.engine", "codius_node.schema") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=SECONDS
+    )
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

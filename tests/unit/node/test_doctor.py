@@ -1,0 +1,461 @@
+"""What the doctor finds, on machines made of files and on real sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from ipaddress import IPv4Network, ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from codius_node import doctor
+from codius_node.config import load
+from codius_node.doctor import Finding, Machine, Podman, Verdict
+from tests.harness.serving import serving
+
+GIB = 1024**3
+POOL = IPv4Network("10.77.0.0/16")
+INFO: dict[str, Any] = {
+    "version": {"Version": "4.3.1"},
+    "host": {"ociRuntime": {"name": "runc"}},
+    "store": {"graphRoot": "/var/lib/containers/storage"},
+}
+SECONDS = 60
+
+
+def machine(tmp_path: Path, podman: Podman | None = None, euid: int = 0, **settings: str) -> Machine:
+    """A machine whose /proc and cgroups are directories below `tmp_path`."""
+    environ = {"CODIUS_ROOT": str(tmp_path / "root"), "CODIUS_RUN": str(tmp_path / "run")} | {
+        f"CODIUS_{name.upper()}": value for name, value in settings.items()
+    }
+    (tmp_path / "proc").mkdir(exist_ok=True)
+    (tmp_path / "cgroup").mkdir(exist_ok=True)
+    return Machine(
+        load(environ), environ, podman=podman, euid=euid, proc=tmp_path / "proc", cgroup=tmp_path / "cgroup"
+    )
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def check(finding: Finding, verdict: Verdict, said: str = "", fix: str = "") -> None:
+    assert finding.verdict is verdict, finding
+    assert said in finding.message, finding
+    assert fix in (finding.fix or ""), finding
+    if verdict is Verdict.BAD:
+        assert finding.fix
+
+
+# ---- the whole ------------------------------------------------------------------------------------
+
+
+def test_a_bad_setting_is_the_first_thing_to_mend() -> None:
+    findings = doctor.examine({"CODIUS_PORT": "0"})
+    check(findings[0], Verdict.BAD, "CODIUS_PORT='0' cannot be used")
+    check(findings[1], Verdict.SKIP)
+    assert len(findings) == 2
+
+
+def test_without_containers_the_engine_and_the_kernel_are_left_alone(tmp_path: Path) -> None:
+    findings = doctor.examine(
+        {"CODIUS_HYPER_NOOP": "true", "CODIUS_ROOT": str(tmp_path), "CODIUS_PORT": str(free_port())}
+    )
+    assert {finding.name for finding in findings} == set(doctor.CHECKS)
+    skipped = {finding.name for finding in findings if finding.verdict is Verdict.SKIP}
+    assert skipped >= doctor.ENGINE_CHECKS
+
+
+def test_a_check_that_crashes_is_a_finding(tmp_path: Path) -> None:
+    def crash(_: Machine) -> Finding:
+        raise RuntimeError("broken")
+
+    check(doctor.run_check("x", crash, machine(tmp_path)), Verdict.WARN, "RuntimeError: broken")
+
+
+def test_on_a_machine_without_anything_every_check_is_a_finding(tmp_path: Path) -> None:
+    bare = machine(tmp_path)
+    for name, each in doctor.CHECKS.items():
+        finding = doctor.run_check(name, each, bare)
+        assert finding.name == name
+        assert "\n" not in finding.message
+
+
+# ---- settings and rights --------------------------------------------------------------------------
+
+
+def test_a_variable_that_is_no_setting_is_named_and_the_clients_is_none(tmp_path: Path) -> None:
+    here = machine(tmp_path, prot="1", host_uri="http://x")
+    check(doctor.check_settings(here), Verdict.WARN, "CODIUS_PROT: no setting")
+    check(doctor.check_settings(machine(tmp_path)), Verdict.OK)
+
+
+@pytest.mark.parametrize(
+    ("euid", "capabilities", "verdict", "said"),
+    [
+        (0, "000001ffffffffff", Verdict.OK, ""),
+        (0, "00000000a80425fb", Verdict.BAD, "CAP_NET_ADMIN and CAP_SYS_ADMIN"),
+        (0, "0000000000001000", Verdict.BAD, "without CAP_SYS_ADMIN"),
+        (1000, "0000000000000000", Verdict.BAD, "user 1000"),
+    ],
+)
+def test_the_node_needs_root_with_its_rights(
+    euid: int, capabilities: str, verdict: Verdict, said: str, tmp_path: Path
+) -> None:
+    here = machine(tmp_path, euid=euid)
+    put(here.proc / "self/status", f"Name:\tx\nCapEff:\t{capabilities}\nCapBnd:\t0\n")
+    check(doctor.check_privilege(here), verdict, said)
+
+
+def test_the_directory_and_its_key_are_for_nobody_else(tmp_path: Path) -> None:
+    here = machine(tmp_path, euid=os.geteuid())
+    check(doctor.check_directories(here), Verdict.OK, "first start")
+    here.settings.root.mkdir(mode=0o700)
+    check(doctor.check_directories(here), Verdict.OK, "rights")
+    here.settings.key_file.touch(mode=0o600)
+    check(doctor.check_directories(here), Verdict.OK)
+    here.settings.key_file.chmod(0o640)
+    check(doctor.check_directories(here), Verdict.BAD, "0640", f"chmod 600 {here.settings.key_file}")
+    here.settings.key_file.chmod(0o600)
+    here.settings.root.chmod(0o777)
+    check(doctor.check_directories(here), Verdict.BAD, "0777", f"chmod 700 {here.settings.root}")
+
+
+def test_a_file_in_the_directorys_place_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "root", "")
+    check(doctor.check_directories(machine(tmp_path)), Verdict.BAD, "not a directory")
+
+
+# ---- podman ---------------------------------------------------------------------------------------
+
+
+def podman_app(document: object, status: int = 200) -> web.Application:
+    async def info(_: web.Request) -> web.Response:
+        return web.json_response(document, status=status)
+
+    app = web.Application()
+    app.router.add_get("/v4.0.0/libpod/info", info)
+    return app
+
+
+def test_podman_is_asked_for_its_version_and_runtime(tmp_path: Path) -> None:
+    path = tmp_path / "podman.sock"
+    with serving(podman_app(INFO), path=path):
+        found = doctor.ask_podman(path)
+    assert found == Podman("4.3.1", "runc", Path("/var/lib/containers/storage"))
+    here = machine(tmp_path, podman=found, engine_socket=str(path))
+    check(doctor.check_podman(here), Verdict.OK, "4.3.1")
+    assert here.runtime == "runc"
+
+
+@pytest.mark.parametrize(("document", "status"), [({}, 200), ([], 200), (INFO, 500)])
+def test_a_socket_that_is_not_podmans_is_told(document: object, status: int, tmp_path: Path) -> None:
+    path = tmp_path / "podman.sock"
+    with serving(podman_app(document, status), path=path):
+        here = machine(tmp_path, engine_socket=str(path))
+        check(doctor.check_podman(here), Verdict.BAD, "no good answer", "systemctl restart podman.socket")
+
+
+def test_a_socket_that_nobody_listens_on_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "podman.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    here = machine(tmp_path, engine_socket=str(path))
+    check(doctor.check_podman(here), Verdict.BAD, "Connection refused")
+
+
+def test_podman_without_a_service_is_enough_for_codiusd_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(tmp_path, engine_socket=str(tmp_path / "podman.sock"))
+    monkeypatch.setenv("PATH", str(program(tmp_path, "podman")))
+    check(doctor.check_podman(here), Verdict.WARN, "`codiusd run` starts one", "enable --now podman.socket")
+    monkeypatch.setenv("PATH", "")
+    check(doctor.check_podman(here), Verdict.BAD, "not installed", "apt install podman")
+
+
+def program(tmp_path: Path, name: str) -> Path:
+    put(tmp_path / "bin" / name, "#!/bin/sh\n")
+    (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path / "bin"
+
+
+def test_the_runtime_fits_the_cgroups_and_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(program(tmp_path, "runc")))
+    version_1 = machine(tmp_path)
+    check(doctor.check_runtime(version_1), Verdict.OK, "runc at")
+    put(version_1.cgroup / "cgroup.controllers", "cpu memory pids\n")
+    check(doctor.check_runtime(version_1), Verdict.BAD, "crun is not installed", "apt install crun")
+    program(tmp_path, "crun")
+    check(doctor.check_runtime(version_1), Verdict.OK, "crun at")
+    (version_1.cgroup / "cgroup.controllers").unlink()
+    hybrid = machine(tmp_path, podman=Podman("4.3.1", "crun", Path("/")))
+    check(doctor.check_runtime(hybrid), Verdict.BAD, "crun does not work", "apt install runc")
+
+
+def test_the_runtime_is_the_operators_where_podman_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    here = machine(tmp_path, oci_runtime="runsc")
+    check(doctor.check_runtime(here), Verdict.BAD, "runsc is not installed", "apt install runsc")
+
+
+def test_cgroups_have_what_pods_are_limited_by(tmp_path: Path) -> None:
+    here = machine(tmp_path)
+    check(doctor.check_cgroups(here), Verdict.BAD, "no version, without cpu, memory, pids")
+    put(
+        here.proc / "cgroups",
+        "#subsys_name\thierarchy\tnum\tenabled\ncpu\t1\t1\t1\nmemory\t2\t1\t0\npids\t3\t1\t1\n",
+    )
+    check(doctor.check_cgroups(here), Verdict.BAD, "version 1", "cgroup_enable=memory")
+    put(here.cgroup / "cgroup.controllers", "cpuset cpu io memory pids\n")
+    check(doctor.check_cgroups(here), Verdict.OK, "version 2")
+
+
+def test_catatonit_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "CATATONIT", ())
+    monkeypatch.setenv("PATH", "")
+    check(doctor.check_catatonit(machine(tmp_path)), Verdict.BAD, "", "apt install catatonit")
+    monkeypatch.setenv("PATH", str(program(tmp_path, "catatonit")))
+    check(doctor.check_catatonit(machine(tmp_path)), Verdict.OK)
+
+
+# ---- the kernel's network -------------------------------------------------------------------------
+
+
+def test_forwarding_may_be_off_as_long_as_the_node_can_turn_it_on(tmp_path: Path) -> None:
+    here = machine(tmp_path, euid=os.geteuid())
+    put(here.proc / "sys/net/ipv4/ip_forward", "1\n")
+    check(doctor.check_forwarding(here), Verdict.OK, "on")
+    put(here.proc / "sys/net/ipv4/ip_forward", "0\n")
+    check(doctor.check_forwarding(here), Verdict.OK, "the node turns it on")
+
+
+def test_forwarding_that_cannot_be_turned_on_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(tmp_path)
+    put(here.proc / "sys/net/ipv4/ip_forward", "0\n")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    check(doctor.check_forwarding(here), Verdict.BAD, "read-only", "sysctl -w net.ipv4.ip_forward=1")
+
+
+def chain(table: str, name: str, family: str = "ip", **base: object) -> dict[str, object]:
+    return {"chain": {"family": family, "table": table, "name": name, **base}}
+
+
+def rule(table: str, chain: str, expression: object, family: str = "ip") -> dict[str, object]:
+    return {"rule": {"family": family, "table": table, "chain": chain, "expr": [expression]}}
+
+
+FORWARD: dict[str, Any] = {"type": "filter", "hook": "forward", "prio": 0}
+DEVGROUP = {"xt": {"type": "match", "name": "devgroup"}}
+SOURCE = {
+    "match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+              "right": {"prefix": {"addr": "10.77.0.0", "len": 16}}}
+}  # fmt: skip
+DOCKER = [
+    {"metainfo": {"version": "1.0.6"}},
+    chain("filter", "FORWARD", **FORWARD, policy="drop"),
+    chain("filter", "DOCKER-USER"),
+]
+UFW = [chain("filter", "FORWARD", **FORWARD, policy="drop"), chain("filter", "ufw-user-forward")]
+FIREWALLD = [chain("firewalld", "filter_FORWARD", "inet", **FORWARD, policy="accept")]
+
+
+@pytest.mark.parametrize(
+    ("ruleset", "verdict", "fix"),
+    [
+        ([], Verdict.OK, ""),
+        ([chain("codius", "forward", "inet", **FORWARD, policy="drop")], Verdict.OK, ""),
+        ([chain("filter", "FORWARD", **FORWARD, policy="accept")], Verdict.OK, ""),
+        ([chain("filter", "FORWARD", "ip6", **FORWARD, policy="drop")], Verdict.OK, ""),
+        ([chain("filter", "INPUT", type="filter", hook="input", policy="drop")], Verdict.OK, ""),
+        (DOCKER, Verdict.BAD, "iptables -I DOCKER-USER -m devgroup --src-group 77 -j ACCEPT"),
+        ([*DOCKER, rule("filter", "DOCKER-USER", DEVGROUP)], Verdict.OK, ""),
+        ([*DOCKER, rule("other", "x", DEVGROUP)], Verdict.BAD, "--dst-group 77"),
+        (UFW, Verdict.BAD, "iptables -I FORWARD -m devgroup"),
+        (FIREWALLD, Verdict.BAD, "firewall-cmd --permanent --zone=trusted --add-source=10.77.0.0/16"),
+        ([*FIREWALLD, rule("firewalld", "filter_FORWARD_ZONES", SOURCE, "inet")], Verdict.OK, ""),
+        ([chain("mine", "f", "inet", **FORWARD, policy="drop")], Verdict.BAD, "accept iifgroup 77"),
+    ],
+)
+def test_a_firewall_that_drops_what_pods_send_is_found_with_its_fix(
+    ruleset: list[Any], verdict: Verdict, fix: str
+) -> None:
+    check(doctor.judge_forward_policy({"nftables": ruleset}, POOL), verdict, "", fix)
+
+
+def test_the_old_tables_of_iptables_count_too() -> None:
+    dropping = "-P FORWARD DROP\n-A FORWARD -j DOCKER-USER\n"
+    finding = doctor.judge_forward_policy({"nftables": []}, POOL, legacy=dropping)
+    check(finding, Verdict.BAD, "legacy", "iptables-legacy -I FORWARD")
+    mended = dropping + "-A FORWARD -m devgroup --src-group 0x4d -j ACCEPT\n"
+    check(doctor.judge_forward_policy({"nftables": []}, POOL, legacy=mended), Verdict.OK)
+    accepting = "-P FORWARD ACCEPT\n"
+    check(doctor.judge_forward_policy({"nftables": []}, POOL, legacy=accepting), Verdict.OK)
+
+
+# ---- ports and names ------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def test_a_free_port_is_free(tmp_path: Path) -> None:
+    here = machine(tmp_path, port=str(free_port()), dns_port=str(free_port()))
+    check(doctor.check_front_door(here), Verdict.OK, "is free")
+    check(doctor.check_dns_port(here), Verdict.OK, "is free")
+
+
+def test_a_port_that_somebody_has_is_told_with_who_it_is(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = str(holder.getsockname()[1])
+        here = machine(tmp_path, port=port, dns_port=port)
+        real = Machine(here.settings, {}, proc=Path("/proc"))
+        check(doctor.check_front_door(real), Verdict.BAD, "is taken by `", "CODIUS_PORT")
+        check(doctor.check_dns_port(real), Verdict.BAD, "is taken by `", "CODIUS_DNS_PORT")
+        check(doctor.check_front_door(here), Verdict.BAD, "by another process")
+
+
+def test_a_udp_port_that_somebody_has_is_told(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
+        holder.bind(("127.0.0.1", 0))
+        here = machine(tmp_path, dns_port=str(holder.getsockname()[1]))
+        check(doctor.check_dns_port(here), Verdict.BAD, "is taken")
+
+
+def test_a_port_that_our_own_process_has_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        here = machine(tmp_path, port=str(holder.getsockname()[1]))
+        monkeypatch.setattr(doctor, "find_holder", lambda *_: "python -m codius_node proxy")
+        check(doctor.check_front_door(here), Verdict.OK, "this host is running")
+
+
+def test_an_address_of_another_machine_is_told(tmp_path: Path) -> None:
+    check(doctor.check_front_door(machine(tmp_path, bind_ip="192.0.2.1")), Verdict.BAD, "no address of this")
+
+
+def test_no_responder_needs_no_port(tmp_path: Path) -> None:
+    check(doctor.check_dns_port(machine(tmp_path, dns_port="0")), Verdict.SKIP)
+
+
+def test_the_sockets_of_a_port_are_read_from_the_kernels_table() -> None:
+    table = (
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+        "   0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 111 1\n"
+        "   1: 0100007F:0BB8 0100007F:D431 01 00000000:00000000 00:00000000 00000000     0        0 222 1\n"
+        "   2: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 333 1\n"
+        "short\n"
+    )
+    assert doctor.parse_socket_inodes(table, 3000, listening=True) == {"111"}
+    assert doctor.parse_socket_inodes(table, 3000, listening=False) == {"111", "222"}
+
+
+HERE = [ip_address("192.0.2.2"), ip_address("2001:db8::2")]
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict", "said"),
+    [
+        ({"h": frozenset({"192.0.2.2"}), "p": frozenset({"2001:DB8:0::2"})}, Verdict.OK, "lead to"),
+        ({"h": frozenset({"192.0.2.9"}), "p": frozenset({"192.0.2.2"})}, Verdict.BAD, "h is 192.0.2.9, not"),
+        ({"h": frozenset({"192.0.2.2"}), "p": frozenset()}, Verdict.BAD, "p has no address"),
+        ({"h": None, "p": None}, Verdict.WARN, "no answer"),
+    ],
+)
+def test_the_public_name_leads_here(
+    answers: dict[str, frozenset[str] | None], verdict: Verdict, said: str
+) -> None:
+    check(doctor.judge_names("h", HERE, answers), verdict, said)
+
+
+def test_without_known_addresses_the_setting_is_named() -> None:
+    check(doctor.judge_names("h", [], {}), Verdict.BAD, "", "CODIUS_PUBLIC_ADDRESSES")
+
+
+def test_a_name_below_localhost_needs_no_check(tmp_path: Path) -> None:
+    check(doctor.check_names(machine(tmp_path)), Verdict.SKIP, "nothing to check")
+
+
+def test_names_are_looked_up_and_a_slow_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.resolve(["127.0.0.1"]) == {"127.0.0.1": frozenset({"127.0.0.1"})}
+    assert doctor.resolve(["127.0.0.1"], seconds=0) in (
+        {"127.0.0.1": None},
+        {"127.0.0.1": frozenset({"127.0.0.1"})},
+    )
+    assert doctor.resolve(["a..b"]) == {"a..b": frozenset()}
+
+
+def test_pods_names_are_shown_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: frozenset[str] = frozenset({"192.0.2.2"})
+    monkeypatch.setattr(doctor, "resolve", lambda names: {names[0]: found, names[1]: frozenset[str]()})
+    here = machine(tmp_path, public_uri="https://codius.example.com", public_addresses="192.0.2.2")
+    check(doctor.check_names(here), Verdict.BAD, "<hash>.codius.example.com has no address", "NS records")
+
+
+# ---- room -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("free", "verdict"), [(50 * GIB, Verdict.OK), (2 * GIB, Verdict.WARN), (GIB // 4, Verdict.BAD)]
+)
+def test_the_fullest_disk_decides(free: int, verdict: Verdict) -> None:
+    finding = doctor.judge_disk({Path("/a"): 100 * GIB, Path("/b"): free})
+    check(finding, verdict, "at /b")
+
+
+@pytest.mark.parametrize(
+    ("available", "fraction", "verdict", "said"),
+    [
+        (8 * GIB, 0.75, Verdict.OK, "room for 12 pods"),
+        (2 * GIB, 0.75, Verdict.WARN, "no room"),
+        (8 * GIB, 0.05, Verdict.WARN, "CODIUS_MAX_MEMORY_FRACTION=0.05"),
+    ],
+)
+def test_the_fraction_decides_whether_there_is_memory_for_a_pod(
+    available: int, fraction: float, verdict: Verdict, said: str
+) -> None:
+    check(doctor.judge_memory(available, 8 * GIB, fraction), verdict, said)
+
+
+# ---- a real machine -------------------------------------------------------------------------------
+
+DROPPING = (
+    "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"
+)
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("nft") is None, reason="needs root and nft")
+def test_in_a_namespace_with_a_firewall_it_is_found_and_nothing_is_changed(tmp_path: Path) -> None:
+    script = (
+        f"nft '{DROPPING}'; nft list ruleset > before; cat /proc/sys/net/ipv4/ip_forward >> before;"
+        f" '{sys.executable}' -m codius_node doctor --json > found;"
+        " nft list ruleset > after; cat /proc/sys/net/ipv4/ip_forward >> after"
+    )
+    subprocess.run(
+        ["unshare", "--net", "sh", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "CODIUS_ROOT": str(tmp_path / "root"), "CODIUS_DNS_PORT": "0"},
+        check=True,
+        timeout=SECONDS,
+    )
+    found = {finding["name"]: finding for finding in json.loads((tmp_path / "found").read_text())["findings"]}
+    assert found["other firewalls"]["verdict"] == "bad"
+    assert "--src-group 77" in found["other firewalls"]["fix"]
+    assert found["nftables"]["verdict"] == "ok"
+    assert (tmp_path / "before").read_text() == (tmp_path / "after").read_text()
+    assert not (tmp_path / "root").exists()

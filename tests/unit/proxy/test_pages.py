@@ -1,0 +1,57 @@
+"""The proxy's own answers."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from codius_proxy.pages import REASONS, Refusal, render
+
+EVIL = Refusal(404, "<script>alert(1)</script> & {braces}", "")
+
+
+@pytest.mark.parametrize("status", sorted(REASONS))
+@pytest.mark.parametrize("html", [False, True])
+def test_an_answer_is_complete(status: int, html: bool) -> None:
+    head, _, body = render(Refusal(status, "What.", "Do."), html=html, head_only=False, close=True).partition(
+        b"\r\n\r\n"
+    )
+    lines = head.decode("ascii").split("\r\n")
+    assert lines[0] == f"HTTP/1.1 {status} {REASONS[status]}"
+    assert f"Content-Length: {len(body)}" in lines
+    assert "Cache-Control: no-cache" in lines
+    assert "Connection: close" in lines
+    assert any(line.startswith("Retry-After") for line in lines) is (status == 503)
+
+
+def test_a_program_gets_json_with_the_recorded_names() -> None:
+    body = render(Refusal(404, "What.", "Do."), html=False, head_only=False, close=False).partition(
+        b"\r\n\r\n"
+    )[2]
+    assert json.loads(body) == {"statusCode": 404, "error": "Not Found", "message": "What.", "hint": "Do."}
+
+
+def test_a_page_shows_a_strangers_text_as_text_and_needs_nothing_from_elsewhere() -> None:
+    page = render(EVIL, html=True, head_only=False, close=False).partition(b"\r\n\r\n")[2].decode()
+    tags: list[str] = []
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            tags.append(tag)
+            assert not {"src", "href"} & {name for name, _ in attrs}
+
+    Tags().feed(page)
+    assert "script" not in tags
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; {braces}" in page
+    assert "url(" not in page
+    assert "viewport" in page
+
+
+def test_the_answer_to_head_has_the_length_and_no_body() -> None:
+    full = render(EVIL, html=True, head_only=False, close=False)
+    head = render(EVIL, html=True, head_only=True, close=False)
+    assert head.endswith(b"\r\n\r\n")
+    assert full.startswith(head.split(b"Date:")[0])
+    assert f"Content-Length: {len(full) - len(head)}".encode() in head
