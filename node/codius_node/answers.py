@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from codius_node.errors import CodiusError
+from codius_node.errors import CodiusError, EngineError, NetworkError, StoreError
 from codius_node.model import Json
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,10 @@ REASONS: Final[Mapping[int, str]] = {413: "Request Entity Too Large", 422: "Unpr
 SERVER: Final = "codiusd"
 INTERNAL_MESSAGE: Final = "an internal error occurred; the request was not carried out"
 INTERNAL_HINT: Final = "Try again; if it stays, tell the host's operator: its log has the details."
+
+OUT_OF_ORDER: Final = HTTPStatus.SERVICE_UNAVAILABLE
+OUT_OF_ORDER_MESSAGE: Final = "this host is out of order for the moment; the request was not carried out"
+OUT_OF_ORDER_HINT: Final = "Nothing was charged. Try again later, or another host: GET /peers."
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -58,6 +62,10 @@ def build_error(status: int, message: str, hint: str | None = None) -> dict[str,
 def describe(error: Exception) -> dict[str, Json]:
     """The error document for anything raised; what nobody foresaw is logged here and told to nobody."""
     match error:
+        case EngineError() | NetworkError() | StoreError() if error.status == OUT_OF_ORDER:
+            # paths and commands are for the operator, who finds them in the log
+            logger.error("answered 503: %s. %s", error, error.hint or "")
+            return build_error(error.status, OUT_OF_ORDER_MESSAGE, OUT_OF_ORDER_HINT)
         case CodiusError():
             if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 logger.error("answered 500: %s", error)

@@ -398,7 +398,7 @@ def _pods(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(dict(pod.document))
     else:
-        _show_pod(pod, "runs at", arguments, debug=None)
+        _show_pod(pod, "The pod runs at", arguments, debug=None)
     return 0
 
 
@@ -583,7 +583,7 @@ def _show_pod(pod: PodAnswer, said: str, arguments: argparse.Namespace, *, debug
     host = f" --host {arguments.host}" if arguments.host else ""
     print(f"{said} {_paint(_clean(pod.url), '1;36')}")
     print(f"  hash    {pod.hash}")
-    print(f"  until   {until} ({render_length(int(left))} from now)")
+    print(f"  until   {until} ({render_length(round(left))} from now)")
     print(f"  extend  codiusd extend {pod.hash} --duration 1h{host}")
     if debug is False:
         print('  logs    closed: its manifest does not say "debug": true')

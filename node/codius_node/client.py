@@ -547,7 +547,10 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not valid ({error.certificate_error})"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
+        cause = error.os_error
+        # several addresses make one message of all their errors; resolvers have numbers of their own
+        number = cause.errno or 0
+        return os.strerror(number) if number > 0 else cause.strerror or str(cause)
     return str(error) or type(error).__name__
 
 

@@ -17,7 +17,6 @@ from typing import Final
 
 from aiohttp import web
 
-from codius_netpolicy import PodNetwork, Policy
 from codius_node import admin, answers, api, manifest, systemd
 from codius_node.config import Settings
 from codius_node.engine import ContainerEngine, Engine, Network
@@ -25,6 +24,7 @@ from codius_node.errors import SettingsError
 from codius_node.feed import Feed
 from codius_node.hoststats import HostStats
 from codius_node.model import Pod, Target
+from codius_node.network import KernelNetwork
 from codius_node.noop import NoopEngine, NoopNetwork
 from codius_node.payments import FreeRail
 from codius_node.peers import Peers
@@ -66,6 +66,7 @@ async def open_node(
         stack.callback(os.close, _lock(settings.root))
         store = await Store.open(settings.database, key_path=settings.key_file, restore=manifest.restore)
         stack.push_async_callback(store.aclose)
+        await _check_addresses(settings, store)
         containers, kernel = await _open_doors(settings, network, stack)
         host = HostStats(disk=settings.root)
         feed = Feed()
@@ -104,6 +105,17 @@ async def open_node(
         yield Node(settings, engine, store, feed, reconciler)
 
 
+async def _check_addresses(settings: Settings, store: Store) -> None:
+    """Pods keep the address they were given; a pool without it cannot serve them."""
+    outside = [pod for pod in await store.pods() if pod.address not in settings.pod_network]
+    if outside:
+        raise SettingsError(
+            f"CODIUS_POD_NETWORK={settings.pod_network} leaves out {len(outside)} of this host's pods,"
+            f" such as {outside[0].hash} at {outside[0].address}",
+            hint="Keep the old network until they have expired.",
+        )
+
+
 async def _open_doors(
     settings: Settings, network: Network | None, stack: AsyncExitStack
 ) -> tuple[ContainerEngine, Network]:
@@ -118,7 +130,7 @@ async def _open_doors(
     stack.push_async_callback(podman.aclose)
     if network is not None:
         return podman, network
-    kernel = PodNetwork(Policy(pool=settings.pod_network))
+    kernel = KernelNetwork(settings.pod_network)
     stack.push_async_callback(kernel.aclose)
     return podman, kernel
 

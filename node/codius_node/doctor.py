@@ -49,6 +49,8 @@ CATATONIT: Final = ("/usr/libexec/podman/catatonit", "/usr/libexec/catatonit/cat
 """Where distributions put it besides PATH."""
 CLIENT_VARIABLES: Final = frozenset({"CODIUS_HOST_URI"})
 """Read by the client commands only, so no settings of the host."""
+OWN_COMMAND: Final = re.compile(r"\bcodius(?:d\b|_node)")
+"""In the command line of a process of this host, however it was started."""
 SAMPLE_LABEL: Final = "a" * 52
 """The first label of a pod's name, of no pod that can ever be."""
 
@@ -462,7 +464,7 @@ def _check_port(
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 holder = find_holder(machine.proc, port, kind)
-                if holder is not None and "codius" in holder:
+                if holder is not None and OWN_COMMAND.search(holder):
                     return ok(name, f"{where}: this host is running")
                 whose = f"by `{holder}`" if holder else "by another process"
                 return bad(name, f"{where} is taken {whose}", f"stop it, or set {setting} to a free port")

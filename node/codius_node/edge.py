@@ -6,29 +6,39 @@ from ipaddress import IPv4Address, IPv6Address
 
 from codius_node import privileges, systemd
 from codius_node.config import Settings
-from codius_node.errors import SettingsError
+from codius_node.errors import CodiusError, SettingsError
 
 
 def proxy(settings: Settings) -> int:
-    """`codiusd proxy`: the front door, until SIGTERM."""
+    """`codiusd proxy`: the front door, until SIGTERM; the exit status."""
     from codius_proxy import server  # each process loads only what it is
+    from codius_proxy.config import ProxyConfig
 
     uri = settings.public_uri
-    config = server.ProxyConfig(
-        host=uri.host,
-        address=str(settings.bind_ip),
+    config = ProxyConfig(
+        zone=uri.host,
+        listen_address=str(settings.bind_ip),
         port=settings.port,
         api_socket=settings.api_socket,
         feed_socket=settings.feed_socket,
         workers=settings.proxy_workers,
         scheme=uri.scheme,
+        public_port=uri.port,
     )
-    return server.run(config, drop_privileges=_opened)
+    try:
+        server.run(config, drop_privileges=privileges.drop, on_ready=lambda: systemd.notify("READY=1"))
+    except OSError as error:
+        raise StartError(
+            f"the front door cannot listen on {settings.bind_ip} port {settings.port}: {error.strerror}",
+            hint="`codiusd doctor` says who has the port; CODIUS_PORT and CODIUS_BIND_IP choose another.",
+        ) from error
+    return 0
 
 
 def dns(settings: Settings) -> int:
-    """`codiusd dns`: the responder, until SIGTERM."""
+    """`codiusd dns`: the responder, until SIGTERM; the exit status."""
     from codius_dns import server
+    from codius_dns.errors import DnsError
     from codius_dns.zone import Zone
 
     addresses = settings.public_addresses
@@ -41,15 +51,21 @@ def dns(settings: Settings) -> int:
         raise SettingsError(
             "CODIUS_DNS_PORT=0 means no DNS responder", hint="Set it to 53, or do not start one."
         )
-    host = settings.public_uri.host
-    zone = Zone(
-        origin=host,
-        ipv4=tuple(a for a in addresses if isinstance(a, IPv4Address)),
-        ipv6=tuple(a for a in addresses if isinstance(a, IPv6Address)),
-        nameservers=settings.dns_nameservers or (f"ns1.{host}",),
-    )
-    config = server.DnsConfig(zone=zone, addresses=(str(settings.dns_ip),), port=settings.dns_port)
-    return server.run(config, drop_privileges=_opened)
+    try:
+        zone = Zone(
+            origin=settings.public_uri.host,
+            ipv4=tuple(address for address in addresses if isinstance(address, IPv4Address)),
+            ipv6=tuple(address for address in addresses if isinstance(address, IPv6Address)),
+            nameservers=settings.dns_nameservers,
+        )
+        config = server.DnsConfig(zone=zone, addresses=(str(settings.dns_ip),), port=settings.dns_port)
+        return server.run(config, drop_privileges=_opened)
+    except DnsError as error:
+        raise StartError(error.message, hint=error.hint) from error
+
+
+class StartError(CodiusError):
+    """A process could not take up its work."""
 
 
 def _opened() -> None:

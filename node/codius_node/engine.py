@@ -21,6 +21,7 @@ from codius_node.errors import (
     ForbiddenError,
     HostFullError,
     NotFoundError,
+    StoreError,
 )
 from codius_node.model import (
     Capacity,
@@ -38,7 +39,7 @@ from codius_node.model import (
     Target,
     Upload,
 )
-from codius_node.store import EntryKind, LedgerEntry, Store
+from codius_node.store import EntryKind, LedgerEntry, PodChangedError, Store
 
 logger = logging.getLogger(__name__)
 
@@ -390,11 +391,16 @@ class Engine:
         logger.info("pod %s: running again until %s", pod.hash, pod.expires_at.isoformat())
 
     async def _take_down(self, pod: Pod) -> None:
-        """Route first, then those on their way out, network, containers, and the row last."""
+        """Route first, then whoever is on the way out, network, containers, and the row last."""
         logger.info("pod %s: taking it down (%s)", pod.hash, pod.state)
-        if pod.state is not PodState.STOPPING:
-            await self._store.set_state(pod.hash, PodState.STOPPING, expected=pod.state)
         self._routes.unpublish(pod.hash)
+        if pod.state is not PodState.STOPPING:
+            try:
+                await self._store.set_state(pod.hash, PodState.STOPPING, expected=pod.state)
+            except PodChangedError:
+                raise
+            except StoreError as error:  # a full disk: going on is what frees it
+                logger.warning("pod %s: %s; it goes all the same", pod.hash, error)
         if pod.state is PodState.RUNNING and pod.manifest.port is not None and not self._settings.noop:
             await asyncio.sleep(DRAIN_SECONDS)
         await self._network.detach(pod.address)

@@ -237,7 +237,7 @@ class Podman:
         name = libpod.infra_name(self._owner, hash)
         pid = (await self._inspect(name)).pid
         if pid <= 0:
-            raise EngineError(f"pod {hash} is not started", hint=AWAY_HINT)
+            raise EngineError(f"pod {hash} is not started")
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:

@@ -61,7 +61,7 @@ async def _run(settings: Settings) -> None:
 
 
 async def _start_podman(settings: Settings, stack: AsyncExitStack) -> Settings:
-    service = PodmanService(run=settings.run, runtime=settings.oci_runtime or None)
+    service = PodmanService(settings.run / "podman", runtime=settings.oci_runtime or None)
     await service.start()
     stack.push_async_callback(service.stop)
     logger.info("no podman socket at %s: started a podman service", settings.engine_socket)

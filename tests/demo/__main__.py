@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import signal
 import sys
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from datetime import datetime
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -25,16 +26,18 @@ from rich.text import Text
 
 from tests.harness.host import Host, HostError
 from tests.harness.namespaces import FAR_ADDRESS, HOST_ADDRESS, HostNetwork, missing_privilege, snapshot
-from tests.harness.podman_service import PodmanService
+from tests.harness.podman_service import PrivatePodman
 from tests.harness.sample import SAMPLE_FILES, SAMPLE_NAME, sample_manifest
 
 SECRET: Final = "only the pod knows"
 FETCH_SECONDS: Final = 10.0
 PRIVATE_NEIGHBOUR: Final = IPv4Address("10.1.2.3")
 """Something in a private range behind the host's uplink, that no pod may reach."""
+NC: Final = ("/bin/busybox", "nc", "-w", "1")
 METADATA: Final = IPv4Address("169.254.169.254")
 """Where clouds answer with a machine's credentials."""
 WEB_PORT: Final = 80
+MAIL_PORT: Final = 25
 
 
 class Failure(Exception):
@@ -69,25 +72,27 @@ class Story:
             self._console.print(Text(f"   {sentence}", "cyan"), soft_wrap=True)
 
 
-def tell(story: Story, directory: Path, stack: ExitStack, *, keep: bool) -> None:
+async def tell(story: Story, directory: Path, stack: AsyncExitStack, *, keep: bool) -> None:
     """The whole demo; what it makes is pushed on the stack."""
     before = snapshot()
     with story.step("making network namespaces") as say:
         network = stack.enter_context(HostNetwork())
         network.add_internet_addresses(PRIVATE_NEIGHBOUR, METADATA)
         for address in (FAR_ADDRESS, PRIVATE_NEIGHBOUR, METADATA):
-            network.internet.spawn(*_greeter(address))
+            network.internet.spawn(*_server(address, WEB_PORT))
+        network.internet.spawn(*_server(FAR_ADDRESS, MAIL_PORT))
         say("a host of its own: network namespaces for a host and an internet; your machine's are untouched")
     with story.step("starting podman and making an image") as say:
-        podman = stack.enter_context(PodmanService(directory / "podman", network=network.host))
-        image = podman.make_image(SAMPLE_NAME, SAMPLE_FILES)
-        say(f"podman {podman.version} with a store of its own, and a sample image from busybox-static")
+        podman = await stack.enter_async_context(PrivatePodman(netns=network.host.path))
+        image = await podman.make_image(SAMPLE_NAME, files=SAMPLE_FILES)
+        version = (await podman.cli("--version")).removeprefix("podman version ").strip()
+        say(f"podman {version} with a store of its own, and a sample image from busybox-static")
         say(image)
     with story.step("starting the host") as say:
-        host = stack.enter_context(Host(directory, network=network, podman=podman))
+        host = stack.enter_context(Host(directory, network=network, podman_socket=podman.socket))
         host.start()
         say(f"codiusd run: node, front door and DNS responder are up at {host.origin}")
-    hash = _show_pod(story, directory, host, network, podman, image)
+    hash = await _show_pod(story, directory, host, network, podman, image)
     with story.step("asking how long it has") as say:
         pod = host.command("pods", hash)
         left = datetime.fromisoformat(str(pod["expiry"])) - datetime.now().astimezone()
@@ -95,15 +100,20 @@ def tell(story: Story, directory: Path, stack: ExitStack, *, keep: bool) -> None
     if keep:
         _wait(host, f"{host.origin.replace('://', f'://{hash}.')}/")
     with story.step("cleaning up") as say:
-        stack.close()
+        await stack.aclose()
         if (after := snapshot()) != before:
             changed = ", ".join(key for key in before if before[key] != after[key])
             raise Failure(f"your machine's network changed: {changed}", "please report this")
         say("host stopped, pods removed, namespaces gone; your machine's network is as it was")
 
 
-def _show_pod(
-    story: Story, directory: Path, host: Host, network: HostNetwork, podman: PodmanService, image: str
+async def _tell(story: Story, directory: Path, *, keep: bool) -> None:
+    async with AsyncExitStack() as stack:
+        await tell(story, directory, stack, keep=keep)
+
+
+async def _show_pod(
+    story: Story, directory: Path, host: Host, network: HostNetwork, podman: PrivatePodman, image: str
 ) -> str:
     with story.step("uploading a manifest") as say:
         manifest = directory / "codius.json"
@@ -141,9 +151,9 @@ def _show_pod(
             (str(HOST_ADDRESS), host.port, "the host itself", False),
             (str(METADATA), WEB_PORT, "the cloud's metadata service", False),
             (str(PRIVATE_NEIGHBOUR), WEB_PORT, "a private network behind the host", False),
-            (str(FAR_ADDRESS), 25, "a mail server (port 25)", False),
+            (str(FAR_ADDRESS), MAIL_PORT, "a mail server", False),
         ):
-            reached = podman.exec(f"codius-{hash}-web", "/bin/busybox", "nc", "-w", "1", target, str(port))
+            reached = await _reaches(podman, f"codius-{hash}-web", target, port)
             if reached != allowed:
                 raise Failure(
                     f"{what} ({target}:{port}) is {'open' if reached else 'closed'} to the pod",
@@ -162,12 +172,18 @@ def _show_pod(
     return hash
 
 
-def _greeter(address: IPv4Address) -> list[str]:
-    """A server on the internet that says who it is."""
-    return [
-        *("busybox", "nc", "-lk", "-p", str(WEB_PORT), "-s", str(address)),
-        *("-e", "echo", f"this is {address}"),
-    ]
+async def _reaches(podman: PrivatePodman, container: str, target: str, port: int) -> bool:
+    """Whether a program in the container gets a connection within a second."""
+    try:
+        await podman.cli("exec", container, *NC, target, str(port), "-e", "/bin/busybox", "true")
+    except RuntimeError:
+        return False
+    return True
+
+
+def _server(address: IPv4Address, port: int) -> list[str]:
+    """A server that accepts every connection, so that a refusal is the host's doing."""
+    return ["busybox", "httpd", "-f", "-p", f"{address}:{port}", "-h", "/proc/sys"]
 
 
 def _fetch(url: str) -> str:
@@ -209,11 +225,11 @@ def main() -> int:
         return 1
     if options.keep:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    with tempfile.TemporaryDirectory(prefix="codius-demo-") as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="codius-demo-") as name:
         directory = Path(name)
         directory.chmod(0o711)  # the front door's unprivileged user has to find its sockets below
         try:
-            tell(Story(console), directory, stack, keep=options.keep)
+            asyncio.run(_tell(Story(console), directory, keep=options.keep))
         except (Failure, HostError, OSError, RuntimeError) as error:
             console.print(Text(f" ✗ {error}", "red"), soft_wrap=True)
             hint = getattr(error, "hint", "`make test` tells more; `codiusd doctor` looks at the machine")

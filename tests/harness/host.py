@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Final, Self
 
 from tests.harness.namespaces import HostNetwork
-from tests.harness.podman_service import PodmanService
 
 READY_SECONDS: Final = 60.0
 """For a host that has pods to adopt or to start again."""
@@ -38,10 +37,10 @@ class Host:
     By `codiusd run`, or with `units=True` as systemd would start it: node, proxy and dns apart.
     """
 
-    def __init__(self, directory: Path, *, network: HostNetwork, podman: PodmanService) -> None:
+    def __init__(self, directory: Path, *, network: HostNetwork, podman_socket: Path) -> None:
         self.directory = directory
         self.network = network
-        self.podman = podman
+        self._podman_socket = podman_socket
         here = socket.create_server(("127.0.0.1", 0))
         self.port: int = here.getsockname()[1]
         there = network.host.call(lambda: socket.create_server(("0.0.0.0", self.port)))
@@ -58,7 +57,7 @@ class Host:
             "CODIUS_PAYMENTS": "free",
             "CODIUS_ROOT": str(self.directory / "root"),
             "CODIUS_RUN": str(self.directory / "run"),
-            "CODIUS_ENGINE_SOCKET": str(self.podman.socket),
+            "CODIUS_ENGINE_SOCKET": str(self._podman_socket),
             "CODIUS_DNS_PORT": "5300",
             "CODIUS_PUBLIC_ADDRESSES": "192.0.2.2",
         }

@@ -16,7 +16,7 @@ END
 echo "serving on port 8080"
 exec /bin/busybox httpd -f -v -p 8080 -h /www
 """
-SAMPLE_FILES: Final = {"/start": SAMPLE_SCRIPT}
+SAMPLE_FILES: Final = {"/start": SAMPLE_SCRIPT.encode()}
 """Besides /bin/busybox, which every image of the harness has."""
 
 

@@ -29,6 +29,7 @@ class HostDouble:
         self.error: dict[str, Any] | None = None
         self.stream_error: dict[str, Any] | None = None
         self.breaks_stream = False
+        self.ends_early = False
         self.raw: tuple[int, str, bytes] | None = None
         self.expiry = EXPIRY
         self.url: object = None
@@ -89,6 +90,9 @@ class HostDouble:
         if self.breaks_stream:
             assert request.transport is not None
             request.transport.close()
+            return response
+        if self.ends_early:
+            await response.write_eof()
             return response
         last = {"result": answer} if self.stream_error is None else {"error": self.stream_error}
         await response.write(json.dumps(last).encode() + b"\n")

@@ -248,10 +248,11 @@ def test_an_error_at_the_end_of_the_stream_is_told(
     assert err.splitlines()[-1] == "codiusd: the pod ended at once -- Look."
 
 
+@pytest.mark.parametrize("way", ["breaks_stream", "ends_early"])
 def test_an_interrupted_stream_says_how_to_find_out(
-    run: Run, file: Path, origin: str, host: HostDouble
+    way: str, run: Run, file: Path, origin: str, host: HostDouble
 ) -> None:
-    host.breaks_stream = True
+    setattr(host, way, True)
     status, out, err = run("upload", file)
     assert (status, out) == (1, "")
     assert f"codiusd pods {HASH}" in err
@@ -335,7 +336,7 @@ def test_what_a_terminal_would_obey_is_taken_out_of_a_hosts_words(
 def test_a_host_that_is_away_is_named(run: Run, file: Path) -> None:
     status, _, err = run("upload", file, "--host", "http://codius.localhost:1")
     assert status == 1
-    assert "http://codius.localhost:1 cannot be reached" in err
+    assert "http://codius.localhost:1 cannot be reached: Connection refused -- Is" in err
 
 
 @pytest.mark.parametrize("host", ["codius.example.com", "ftp://x", "http://", "http://x/path", "http://u@x"])

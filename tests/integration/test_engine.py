@@ -1,4 +1,4 @@
-"""Uploads, extensions, expiry and recovery: effects in order, undone when they fail, harmless when repeated."""
+"""Uploads, extensions, expiry and recovery: effects in order, undone when they fail, safe to repeat."""
 
 from __future__ import annotations
 

@@ -337,11 +337,21 @@ def test_a_udp_port_that_somebody_has_is_told(tmp_path: Path) -> None:
         check(doctor.check_dns_port(here), Verdict.BAD, "is taken")
 
 
-def test_a_port_that_our_own_process_has_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("command", "verdict"),
+    [
+        ("python -m codius_node proxy", Verdict.OK),
+        ("/usr/bin/python3 /usr/local/bin/codiusd run", Verdict.OK),
+        ("nginx -c /srv/codius/nginx.conf", Verdict.BAD),
+    ],
+)
+def test_a_port_that_our_own_process_has_is_fine(
+    command: str, verdict: Verdict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         here = machine(tmp_path, port=str(holder.getsockname()[1]))
-        monkeypatch.setattr(doctor, "find_holder", lambda *_: "python -m codius_node proxy")
-        check(doctor.check_front_door(here), Verdict.OK, "this host is running")
+        monkeypatch.setattr(doctor, "find_holder", lambda *_: command)
+        check(doctor.check_front_door(here), verdict)
 
 
 def test_an_address_of_another_machine_is_told(tmp_path: Path) -> None:
