@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from codius_node import config
+from tests.integration.test_golden import DIFFERENCES
 
 ROOT = Path(__file__).parents[1]
 MARKERS = re.compile(r"(<!-- settings: .*? -->\n).*?(<!-- settings end -->)", re.DOTALL)
@@ -15,8 +16,36 @@ MARKERS = re.compile(r"(<!-- settings: .*? -->\n).*?(<!-- settings end -->)", re
 def generated() -> Iterator[tuple[Path, str]]:
     """Each generated file with the text it should have."""
     yield ROOT / ".env.example", config.render_env()
+    yield ROOT / "docs" / "compatibility.md", render_differences()
     readme = ROOT / "README.md"
     yield readme, MARKERS.sub(lambda m: m[1] + config.render_table() + m[2], readme.read_text())
+
+
+def render_differences() -> str:
+    """docs/compatibility.md: what recorded steps of the original we answer otherwise, and why."""
+    by_reason: dict[tuple[str, int | None], list[str]] = {}
+    for difference in DIFFERENCES:
+        by_reason.setdefault((difference.reason, difference.status), []).append(difference.step)
+    lines = [
+        "# What is deliberately different from codiusd",
+        "",
+        "Recordings of codiusd 1.2.5 are replayed against this host, through its front door"
+        " (`tests/integration/test_golden.py`).",
+        "Every answer agrees in status, content type and JSON, or is in this table; the test fails for a"
+        " difference that is not listed, and for an entry that is not one.",
+        "Generated from that test by `make docs`.",
+        "",
+        "| why | our status | recorded steps |",
+        "|---|---|---|",
+    ]
+    for (reason, status), steps in by_reason.items():
+        named = "<br>".join(f"`{_cell(step)}`" for step in steps)
+        lines.append(f"| {_cell(reason)} | {status or ''} | {named} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 if __name__ == "__main__":

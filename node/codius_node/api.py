@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from http import HTTPStatus
 from importlib import metadata
 from typing import Any, Final, Protocol, TypeVar
 
@@ -22,7 +23,6 @@ from codius_node.config import Settings
 from codius_node.errors import (
     BodyTooLargeError,
     CodiusError,
-    EngineError,
     HostFullError,
     MediaTypeError,
     NotFoundError,
@@ -537,8 +537,14 @@ def _result(work: asyncio.Task[Pod]) -> Pod:
     return work.result()
 
 
-def _stopping() -> EngineError:
-    return EngineError("the host is stopping, and this was undone", hint="Try again in a minute.")
+class StoppingError(CodiusError):
+    """The node stops before the change is made; it was undone."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def _stopping() -> StoppingError:
+    return StoppingError("the host is stopping, and this was undone", hint="Try again in a minute.")
 
 
 def _has_left(request: web.Request) -> bool:

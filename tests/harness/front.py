@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final, Self
 
+import uvloop
+
 from codius_proxy import routes, worker
 from codius_proxy.config import Limits, ProxyConfig, Timeouts
 from codius_proxy.routes import Target
@@ -143,15 +145,20 @@ class Raw:
 
 
 class Front:
-    """A running worker with everything around it."""
+    """A running worker with everything around it.
+
+    The worker has a thread and a uvloop of its own, as it has a process of its own in earnest: whatever
+    the test's own loop does, clients and origins are strangers to it.
+    """
 
     def __init__(self, config: ProxyConfig, feed: Feed, api: Origin, sock: socket.socket) -> None:
         self.config = config
         self.feed = feed
         self.api = api
-        self.stop = asyncio.Event()
         self._sock = sock
         self._serving: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
         self._clients: list[Raw] = []
 
     @property
@@ -159,16 +166,37 @@ class Front:
         return self.config.port
 
     async def start(self) -> None:
-        ready = asyncio.Event()
-        self._serving = asyncio.create_task(worker.serve(self.config, self._sock, ready, self.stop))
-        async with asyncio.timeout(DEADLINE):
+        loop = asyncio.get_running_loop()
+        up = asyncio.Event()
+
+        async def serve() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._stop = asyncio.Event()
+            ready = asyncio.Event()
+            serving = asyncio.create_task(worker.serve(self.config, self._sock, ready, self._stop))
             await ready.wait()
+            loop.call_soon_threadsafe(up.set)
+            await serving
+
+        def work() -> None:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(serve())
+
+        self._serving = asyncio.create_task(asyncio.to_thread(work))
+        async with asyncio.timeout(DEADLINE):
+            await up.wait()
 
     async def aclose(self) -> None:
         for client in self._clients:
             await client.aclose()
-        self.stop.set()
+        self.stop()
         await self.stopped()
+
+    def stop(self) -> None:
+        assert self._loop is not None
+        assert self._stop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop.set)
 
     async def stopped(self) -> None:
         assert self._serving is not None

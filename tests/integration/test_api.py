@@ -21,7 +21,7 @@ import yarl
 
 from codius_node import api, schema
 from codius_node.config import load
-from codius_node.errors import EngineError, HostFullError, PaymentRequiredError
+from codius_node.errors import EngineError, ImageError, HostFullError, PaymentRequiredError
 from codius_node.model import Capacity, LogLine
 from tests.integration.engine_double import NOON, EngineDouble, Served, serve_api
 
@@ -763,17 +763,30 @@ async def test_progress_is_told_line_by_line_and_the_result_comes_last(served: S
 
 async def test_an_upload_that_fails_after_progress_ends_with_an_error_line(served: Served) -> None:
     served.engine.sentences = ["pulling nginx"]
-    served.engine.error = EngineError("podman is away", hint="Try again.")
+    served.engine.error = ImageError("there is no such image: nginx", hint="Push it first.")
     async with served.client.post("/pods?progress=true", json=DOCUMENT) as response:
         assert response.status == 200
         assert (await lines_of(response))[-1] == {
             "error": {
-                "statusCode": 503,
-                "error": "Service Unavailable",
-                "message": "podman is away",
-                "hint": "Try again.",
+                "statusCode": 422,
+                "error": "Unprocessable Entity",
+                "message": "there is no such image: nginx",
+                "hint": "Push it first.",
             }
         }
+
+
+async def test_what_is_out_of_order_is_told_in_detail_to_the_operator_only(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.engine.error = EngineError("podman is away at /run/x.sock", hint="systemctl start podman.socket")
+    async with served.client.post("/pods", json=DOCUMENT) as response:
+        assert response.status == 503
+        text = await response.text()
+    assert "/run" not in text
+    assert "systemctl" not in text
+    assert "out of order" in text
+    assert "podman is away at /run/x.sock. systemctl start podman.socket" in caplog.text
 
 
 async def test_a_surprise_after_progress_tells_nothing_in_its_error_line(
