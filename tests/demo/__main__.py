@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import signal
 import sys
 import tempfile
@@ -236,7 +237,9 @@ def main() -> int:
             console.print(Text(f"   {hint}", "yellow"), soft_wrap=True)
             return 1
     if options.svg:
-        console.save_svg(str(options.svg), title="make demo")
+        picture = console.export_svg(title="make demo")
+        # rich names fonts on somebody's server; the reader's own monospace font will do
+        options.svg.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
     return 0
 
 

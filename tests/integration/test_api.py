@@ -21,7 +21,7 @@ import yarl
 
 from codius_node import api, schema
 from codius_node.config import load
-from codius_node.errors import EngineError, ImageError, HostFullError, PaymentRequiredError
+from codius_node.errors import EngineError, HostFullError, ImageError, PaymentRequiredError
 from codius_node.model import Capacity, LogLine
 from tests.integration.engine_double import NOON, EngineDouble, Served, serve_api
 
