@@ -7,8 +7,8 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from ipaddress import IPv4Address, IPv4Network
@@ -61,7 +61,7 @@ DEFAULT_COST_SETTING: Final = "cost_per_month"
 class ContainerEngine(Protocol):
     """What the engine needs from whatever runs containers."""
 
-    def pull(self, image: str) -> AsyncIterator[PullProgress]:
+    def pull(self, image: str) -> AsyncGenerator[PullProgress, None]:
         """Make the image present; ImageError when it cannot be had."""
         ...
 
@@ -277,8 +277,9 @@ class Engine:
             pod, await self._store.private(hash), public_uri=self._settings.public_uri.origin
         )
         for image in dict.fromkeys(container.image for container in spec.containers):
-            async for step in self._containers.pull(image):
-                progress(f"{step.image}: {step.message}")
+            async with aclosing(self._containers.pull(image)) as steps:
+                async for step in steps:
+                    progress(f"{step.image}: {step.message}")
         async with self._starts:
             progress("creating the pod")
             undo.push_async_callback(self._undo, hash, "containers", self._containers.remove)
@@ -341,37 +342,34 @@ class Engine:
     # ---- paths 4 and 5: what the reconciler asks for --------------------------------------------
 
     async def apply(self, step: lifecycle.Step) -> None:
-        """Carry out one step of a plan. Every step may run twice."""
+        """Carry out one step of a plan. Every step may run twice, and late: each looks at the row again."""
         async with self._lock(step.hash):
             if step.hash in self._in_flight:
                 return
+            pod = await self._store.find_pod(step.hash)
+            if isinstance(step, lifecycle.RemoveOrphan):
+                if pod is None:
+                    logger.info("pod %s: removed, nobody wants it", step.hash)
+                    await self._containers.remove(step.hash)
+                return
+            if pod is None or pod.created_at != step.pod.created_at:
+                return  # gone, or uploaded anew
+            expired = pod.state is not PodState.RUNNING or pod.expires_at <= self._clock()
             match step:
                 case lifecycle.Expire() | lifecycle.Discard() | lifecycle.Finish():
-                    pod = await self._store.find_pod(step.hash)
-                    # it may have been extended between the plan and this moment
-                    if pod is not None and not (
-                        pod.state is PodState.RUNNING and pod.expires_at > self._clock()
-                    ):
+                    if expired:  # and not extended between the plan and this moment
                         await self._take_down(pod)
-                case lifecycle.RemoveOrphan():
-                    if await self._store.find_pod(step.hash) is None:
-                        logger.info("pod %s: removed, nobody wants it", step.hash)
-                        await self._containers.remove(step.hash)
-                case lifecycle.Adopt() | lifecycle.Rewire():
-                    pod = await self._store.find_pod(step.hash)
-                    if pod is not None:
-                        if isinstance(step, lifecycle.Rewire):
-                            logger.info("pod %s: network wired again", step.hash)
-                            await self._wire(pod)
-                        self._publish(pod)
+                case lifecycle.Adopt():
+                    self._publish(pod)
+                case lifecycle.Rewire():
+                    logger.info("pod %s: network wired again", step.hash)
+                    await self._wire(pod)
+                    self._publish(pod)
                 case lifecycle.Restart():
-                    await self._restart(step)
+                    await self._restart(pod, step)
 
-    async def _restart(self, step: lifecycle.Restart) -> None:
+    async def _restart(self, pod: Pod, step: lifecycle.Restart) -> None:
         """Bring a paid pod back after its containers are gone; the outage is given back first."""
-        pod = await self._store.find_pod(step.hash)
-        if pod is None:
-            return
         self._routes.unpublish(pod.hash)
         outage = step.expires_at - step.pod.expires_at
         if outage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from ipaddress import IPv4Address
 
 from codius_node.model import FoundPod, FoundState, LogLine, ManifestHash, PodSpec, PullProgress
@@ -15,7 +15,7 @@ class NoopEngine:
     def __init__(self) -> None:
         self._pods: dict[ManifestHash, FoundState] = {}
 
-    async def pull(self, image: str) -> AsyncIterator[PullProgress]:
+    async def pull(self, image: str) -> AsyncGenerator[PullProgress, None]:
         """Says so, and pulls nothing."""
         yield PullProgress(image, "not pulled: this host starts no containers (CODIUS_HYPER_NOOP)")
 

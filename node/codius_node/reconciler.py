@@ -61,9 +61,11 @@ class Reconciler:
         """One comparison and its steps. Errors of single pods are logged and tried again next time."""
         await self._engine.retire_routes()
         in_flight = self._engine.in_flight
+        # Wanted before found: a pod that comes up in between is then found without a row, and a step that
+        # removes it looks at the store again. The other way round it would seem to have vanished.
+        wanted = await self._store.pods()
         found = await self._containers.find_pods()
         linked = await self._network.links()
-        wanted = await self._store.pods()
         now = self._clock()
         steps = lifecycle.plan(
             wanted,
@@ -87,6 +89,9 @@ class Reconciler:
             except CodiusError as error:
                 logger.warning("cannot compare: %s. Next try in %.0f s.", error, RETRY_SECONDS)
                 await asyncio.sleep(RETRY_SECONDS)
+            except Exception:  # without this loop no pod would ever expire
+                logger.exception("cannot compare. Next try in %.0f s.", RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _wait(self, sweep: float) -> None:
         """Until the sweep or the next expiry, whichever is first; a changed expiry is looked at again."""
@@ -108,6 +113,8 @@ class Reconciler:
             await self._engine.apply(step)
         except CodiusError as error:
             logger.warning("pod %s: %s failed: %s", step.hash, type(step).__name__.lower(), error)
+        except Exception:  # one pod's surprise must not end the care for all others
+            logger.exception("pod %s: %s failed", step.hash, type(step).__name__.lower())
 
     async def _last_alive(self) -> datetime | None:
         saved = await self._store.get_setting(LAST_ALIVE_SETTING)

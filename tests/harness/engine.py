@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -63,7 +63,7 @@ class ScriptedContainers(NoopEngine):
         super().__init__()
         self._diary = diary
 
-    async def pull(self, image: str) -> AsyncIterator[PullProgress]:
+    async def pull(self, image: str) -> AsyncGenerator[PullProgress, None]:
         self._diary.note("pull")
         async for step in super().pull(image):
             yield step

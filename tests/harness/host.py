@@ -10,9 +10,11 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -49,14 +51,24 @@ class Host:
         self.log = directory / "codiusd.log"
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
 
+    @property
+    def root(self) -> Path:
+        """CODIUS_ROOT."""
+        return self.directory / "root"
+
+    @property
+    def run(self) -> Path:
+        """CODIUS_RUN."""
+        return self.directory / "run"
+
     def environment(self, **more: str) -> dict[str, str]:
         """What the host is started with, and its operator's commands."""
         own = {
             "CODIUS_PORT": str(self.port),
             "CODIUS_BIND_IP": "0.0.0.0",
             "CODIUS_PAYMENTS": "free",
-            "CODIUS_ROOT": str(self.directory / "root"),
-            "CODIUS_RUN": str(self.directory / "run"),
+            "CODIUS_ROOT": str(self.root),
+            "CODIUS_RUN": str(self.run),
             "CODIUS_ENGINE_SOCKET": str(self._podman_socket),
             "CODIUS_DNS_PORT": "5300",
             "CODIUS_PUBLIC_ADDRESSES": "192.0.2.2",
@@ -123,10 +135,13 @@ class Host:
         for part in reversed(list(self._parts)):
             self.stop_part(part, number)
 
-    def codiusd(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """A client's or operator's command, run where we are, as a person would."""
+    def codiusd(
+        self, *arguments: str, check: bool = True, inside: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """A client's or operator's command, run where we are, as a person would; or `inside` the host."""
+        enter = ("nsenter", f"--net={self.network.host.path}") if inside else ()
         done = subprocess.run(
-            [*CODIUSD, *arguments],
+            [*enter, *CODIUSD, *arguments],
             env=self.environment(CODIUS_HOST_URI=self.origin, COLUMNS="120"),
             capture_output=True,
             text=True,
@@ -141,6 +156,11 @@ class Host:
         """The JSON object a client's command prints."""
         answer: dict[str, object] = json.loads(self.codiusd(*arguments, "--json").stdout)
         return answer
+
+    def query(self, sql: str, *values: str | int) -> list[tuple[object, ...]]:
+        """Rows of the host's database, read beside the node."""
+        with closing(sqlite3.connect(f"file:{self.root}/codius.db?mode=ro", uri=True)) as database:
+            return database.execute(sql, values).fetchall()
 
     def tail(self, lines: int = 30) -> str:
         """The end of its log."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from codius_node import lifecycle
 from codius_node.engine import UPLOADS_AT_ONCE, AddressPool
 from codius_node.errors import (
     CodiusError,
@@ -23,7 +24,7 @@ from codius_node.errors import (
     PodStartError,
     StoreError,
 )
-from codius_node.model import PodState
+from codius_node.model import FoundPod, ManifestHash, PodState
 from codius_node.store import EntryKind
 from tests.harness.engine import GIB, NOON, World, make_upload, open_world
 
@@ -264,6 +265,45 @@ async def test_an_expiry_that_fails_half_way_is_ended_next_time(world: World) ->
     await world.reconciler.reconcile()
     assert await world.store.pods() == []
     assert await world.containers.find_pods() == []
+
+
+async def test_a_pod_that_comes_up_while_podman_is_asked_is_left_alone(world: World) -> None:
+    find_pods = world.containers.find_pods
+
+    async def slow() -> list[FoundPod]:
+        found = await find_pods()
+        await world.engine.upload(make_upload(), 600, token=None)
+        return found
+
+    world.containers.find_pods = slow  # type: ignore[method-assign]
+    await world.reconciler.reconcile()
+    assert world.diary.take().count("create") == 1
+    assert len(world.routes.table) == 1
+
+
+async def test_a_step_planned_for_an_earlier_pod_of_the_same_name_does_nothing(world: World) -> None:
+    old = await world.engine.upload(make_upload(), 600, token=None)
+    world.clock.forward(seconds=601)
+    await world.engine.upload(make_upload(), 600, token=None)
+    world.diary.take()
+    await world.engine.apply(lifecycle.Restart(old, old.expires_at))
+    await world.engine.apply(lifecycle.Expire(old))
+    assert world.diary.take() == []
+
+
+async def test_a_surprise_with_one_pod_does_not_end_the_care_for_others(world: World) -> None:
+    pods = [await world.engine.upload(make_upload(f"app-{n}"), 600, token=None) for n in range(2)]
+    world.clock.forward(seconds=600)
+    remove = world.containers.remove
+
+    async def surprise(hash: ManifestHash) -> None:
+        if hash == pods[0].hash:
+            raise RuntimeError("a bug")
+        await remove(hash)
+
+    world.containers.remove = surprise  # type: ignore[method-assign]
+    await world.reconciler.reconcile()
+    assert [pod.hash for pod in await world.store.pods()] == [pods[0].hash]
 
 
 async def test_a_restarted_node_adopts_what_runs(tmp_path: Path) -> None:

@@ -177,10 +177,11 @@ async def test_an_api_that_is_away_is_a_503_and_pods_go_on() -> None:
 
 
 async def test_too_many_requests_at_once_to_one_pod_get_503_and_others_go_on() -> None:
-    go = asyncio.Event()
+    go, asked = asyncio.Event(), asyncio.Event()
 
     async def script(line: Line) -> None:
         await line.read_head()
+        asked.set()
         await go.wait()
         await line.send(ANSWER)
 
@@ -190,7 +191,9 @@ async def test_too_many_requests_at_once_to_one_pod_get_503_and_others_go_on() -
         front({POD: pod.port, OTHER: other.port}, limits=Limits(per_target=1)) as proxy,
     ):
         first = asyncio.create_task(proxy.get(name()))
-        await proxy.until(name(), 503)
+        async with asyncio.timeout(DEADLINE):
+            await asked.wait()
+        check_refusal(await proxy.get(name()), 503)
         assert (await proxy.get(name(OTHER))).status == 200
         go.set()
         assert (await first).body == b"hello"
@@ -636,12 +639,11 @@ async def test_a_slow_pod_slows_the_visitor_down() -> None:
 
 async def test_a_visitor_that_expects_100_gets_it_from_the_pod() -> None:
     async def script(line: Line) -> None:
-        head = await line.read_head()
-        assert b"Expect: 100-continue" in head
-        await line.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        assert await line.reader.readexactly(4) == b"body"
-        await line.send(ANSWER)
-        await line.reader.read()
+        while head := await line.read_head():
+            assert b"Expect: 100-continue" in head
+            await line.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            assert await line.reader.readexactly(4) == b"body"
+            await line.send(ANSWER)
 
     async with origin(script) as pod, front({POD: pod.port}) as proxy:
         client = await proxy.client()
@@ -846,7 +848,7 @@ async def test_a_pod_that_declines_to_upgrade_answers_as_usual() -> None:
 # Refused before the pod sees anything.
 
 SMUGGLING = {
-    "both lengths": b"POST / HTTP/1.1\r\nHost: %b\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+    "both lengths": b"POST / HTTP/1.1\r\nHost: %b\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
     "two lengths": b"POST / HTTP/1.1\r\nHost: %b\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
     "signed length": b"POST / HTTP/1.1\r\nHost: %b\r\nContent-Length: +4\r\n\r\nabcd",
     "other coding": b"POST / HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
@@ -887,16 +889,19 @@ async def test_an_ambiguous_request_is_refused_and_the_pod_sees_nothing(raw: byt
 async def test_a_chunk_that_breaks_later_never_completes_at_the_pod() -> None:
     async def script(line: Line) -> None:
         await line.read_head()
+        asked.set()
         got.append(await line.reader.read())
         ended.set()
 
     got: list[bytes] = []
-    ended = asyncio.Event()
+    asked, ended = asyncio.Event(), asyncio.Event()
     async with origin(script) as pod, front({POD: pod.port}) as proxy:
         client = await proxy.client()
         await client.send(
             f"POST / HTTP/1.1\r\nHost: {name()}\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n".encode()
         )
+        async with asyncio.timeout(DEADLINE):
+            await asked.wait()
         await client.send(b"zz\r\n0\r\n\r\nGET / HTTP/1.1\r\n")
         check_refusal(await client.answer(), 400)
         async with asyncio.timeout(DEADLINE):

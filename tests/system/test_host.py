@@ -1,0 +1,391 @@
+"""A whole real host, end to end: podman, nft, DNS, the front door's processes, and strangers around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import dns.asyncquery
+import dns.message
+import dns.query
+import dns.rcode
+import dns.rdatatype
+import pytest
+import pytest_asyncio
+
+from codius_node import manifest
+from tests.harness.host import CODIUSD, clean_environment
+from tests.harness.namespaces import FAR_ADDRESS, HOST_ADDRESS, INTERNET_ADDRESS, snapshot
+from tests.harness.podman_service import find_missing
+from tests.harness.sample import BUSYBOX, SAMPLE_NAME, SERVE_SOCKETS, START, sample_manifest
+from tests.harness.world import POLL_SECONDS, Answer, Visitor, World, open_world, until
+
+MISSING: Final = [
+    *find_missing(),
+    *(name for name in ("nft", "ip", "docker-registry", "setpriv") if shutil.which(name) is None),
+]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(bool(MISSING), reason=f"a whole host needs {', '.join(MISSING)}: sudo make test"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+SECRET: Final = "only the pod knows this"
+METADATA: Final = IPv4Address("169.254.169.254")
+"""Where clouds answer with a machine's credentials."""
+PRIVATE_NEIGHBOUR: Final = IPv4Address("10.1.2.3")
+"""Something in a private range behind the host's uplink."""
+LARGE: Final = 20 * 1024 * 1024
+AT_ONCE: Final = 20
+GATEWAY: Final = IPv4Address("169.254.77.1")
+"""The host's end of each pod's link."""
+DNS_PORT: Final = 5300
+SLEEP: Final = (BUSYBOX, "sh", "-c", "trap exit TERM; while :; do /bin/busybox sleep 0.1; done")
+NOBODY: Final = "65534"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    """A host for all tests that leave it as it is, and its main namespace untouched by all of them."""
+    before = snapshot()
+    async with open_world(tmp_path_factory.mktemp("host")) as world:
+        yield world
+    assert snapshot() == before
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pod(world: World) -> str:
+    """The sample, for whoever only looks."""
+    return await world.run()
+
+
+def check_error(answer: Answer, status: int) -> str:
+    """The recorded shape; the message."""
+    assert answer.status == status, answer
+    assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
+    document = answer.document
+    assert set(document) in ({"statusCode", "error", "message"}, {"statusCode", "error", "message", "hint"})
+    assert document["statusCode"] == status
+    return str(document["message"])
+
+
+# ---- upload and visit ------------------------------------------------------------------------------
+
+
+async def test_an_uploaded_pod_answers_at_its_own_name(world: World, pod: str) -> None:
+    page = await world.visitor.get(pod)
+    assert page.status == 200
+    lines = page.body.decode().splitlines()
+    assert lines == ["hello, world", f"This page comes from the pod {pod} on {world.host.origin}."]
+    assert (await world.visitor.get(pod, "/nowhere")).status == 404
+
+
+async def test_an_upload_is_answered_as_recorded_and_its_manifest_can_be_read_back(
+    world: World, pod: str
+) -> None:
+    document: Any = world.manifest()
+    answer = await world.visitor.upload(document, duration=600)
+    hash = manifest.hash_manifest(document["manifest"])
+    url = f"http://{hash}.codius.localhost:{world.host.port}/"
+    assert answer.document == {"url": url, "manifestHash": hash, "expiry": answer.document["expiry"]}
+    left = datetime.fromisoformat(str(answer.document["expiry"])) - datetime.now().astimezone()
+    assert timedelta(seconds=540) < left <= timedelta(seconds=600)
+    shown = await world.visitor.get(path="/pods", manifestHash=hash)
+    assert shown.document == {**answer.document, **document}
+
+
+async def test_the_host_answers_under_its_own_name(world: World, pod: str) -> None:
+    page = await world.visitor.get()
+    assert page.status == 200
+    assert b"<html" in page.body
+    assert set((await world.visitor.get(path="/version")).document) == {"name", "version"}
+    info = (await world.visitor.get(path="/info")).document
+    assert info["uri"] == world.host.origin
+    assert info["acceptingUploads"] is True
+    assert isinstance(info["runningContracts"], int)
+    assert info["runningContracts"] >= 1
+    assert (await world.visitor.get(path="/peers")).document == {"peers": []}
+    assert (await world.visitor.get(path="/memory")).document.keys() == {"freeMem"}
+
+
+async def test_a_hash_without_a_pod_gets_404(world: World) -> None:
+    check_error(await world.visitor.get("a" * 52), 404)
+    check_error(await world.visitor.get(path="/pods", manifestHash="a" * 52), 404)
+
+
+async def test_the_processes_that_face_the_internet_have_no_privilege(world: World, pod: str) -> None:
+    found = {name: find_processes(world.host.pid(), name) for name in ("proxy", "dns")}
+    assert len(found["proxy"]) == 3  # a parent and two workers
+    assert found["dns"]
+    for pid in (*found["proxy"], *found["dns"]):
+        status = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        )
+        assert "0" not in status["Uid"].split()
+        assert "0" not in status["Gid"].split()
+        assert "0" not in status["Groups"].split()
+        for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+            assert int(status[kind], 16) == 0, kind
+        assert status["NoNewPrivs"] == "1"
+
+
+def find_processes(ancestor: int, command: str) -> list[int]:
+    """The processes of `codiusd <command>` below another process."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = []
+    for pid in parents:
+        above = pid
+        while above in parents and above != ancestor:
+            above = parents[above]
+        if above == ancestor and Path(f"/proc/{pid}/cmdline").read_bytes().endswith(
+            f"codius_node\0{command}\0".encode()
+        ):
+            found.append(pid)
+    return found
+
+
+# ---- through the front door ------------------------------------------------------------------------
+
+
+async def test_a_websocket_reaches_the_pod_and_its_answers_the_visitor(world: World) -> None:
+    hash = await world.run(world.manifest(SERVE_SOCKETS))
+    async with asyncio.timeout(30), world.visitor.session.ws_connect(world.visitor.url(hash)) as socket:
+        for sentence in ("hello", "and once more", ""):
+            await socket.send_str(sentence)
+            assert await socket.receive_str() == sentence
+        await socket.send_bytes(bytes(range(100)))
+        assert await socket.receive_bytes() == bytes(range(100))
+
+
+async def test_a_large_body_arrives_whole_both_ways(world: World) -> None:
+    script = f"""
+        mkdir -p /www/cgi-bin; dd if=/dev/urandom of=/www/large bs=1048576 count={LARGE >> 20} 2>/dev/null
+        printf '#!/bin/sh\\necho Content-Type: text/plain; echo; sha256sum' > /www/cgi-bin/sum
+        chmod 755 /www/cgi-bin/sum; exec httpd -f -p 8080 -h /www"""
+    hash = await world.run(world.manifest((BUSYBOX, "sh", "-c", script)))
+    await until(lambda: answers(world, hash, "/large"), "the file is not there")
+    inside = (await world.inside(hash, BUSYBOX, "sha256sum", "/www/large", container="c0")).split()[0]
+    large = await world.visitor.get(hash, "/large")
+    assert len(large.body) == LARGE
+    assert hashlib.sha256(large.body).hexdigest() == inside
+    url = world.visitor.url(hash, "/cgi-bin/sum")
+    async with world.visitor.session.post(url, data=large.body) as response:
+        assert (await response.text()).split()[0] == inside
+
+
+async def answers(world: World, hash: str, path: str = "/") -> bool:
+    return (await world.visitor.ask("HEAD", path, hash=hash)).status == 200
+
+
+# ---- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", [dns.query.udp, dns.query.tcp])
+async def test_the_responder_knows_the_zone_and_nothing_else(world: World, pod: str, transport: Any) -> None:
+    def ask(name: str, kind: str) -> dns.message.Message:
+        query = dns.message.make_query(name, kind)
+        answer: dns.message.Message = world.network.host.call(
+            lambda: transport(query, "127.0.0.1", port=DNS_PORT, timeout=5)
+        )
+        return answer
+
+    for name in ("codius.localhost.", f"{pod}.codius.localhost.", f"{'a' * 52}.codius.localhost."):
+        answer = ask(name, "A")
+        assert [str(record) for record in answer.answer[0]] == [str(HOST_ADDRESS)]
+        assert answer.answer[0].name.to_text() == name
+        assert answer.flags & dns.flags.AA
+    nothing = ask(f"{pod}.codius.localhost.", "AAAA")
+    assert (nothing.rcode(), nothing.answer) == (dns.rcode.NOERROR, [])
+    assert nothing.authority[0].rdtype == dns.rdatatype.SOA
+    unknown = ask("no-hash.codius.localhost.", "A")
+    assert unknown.rcode() == dns.rcode.NXDOMAIN
+    assert unknown.authority[0].rdtype == dns.rdatatype.SOA
+    assert ask("codius.localhost.", "NS").answer[0].rdtype == dns.rdatatype.NS
+    assert ask("codius.localhost.", "SOA").answer[0].rdtype == dns.rdatatype.SOA
+    assert ask("example.com.", "A").rcode() == dns.rcode.REFUSED
+
+
+# ---- inside a pod ----------------------------------------------------------------------------------
+
+
+async def test_a_private_variable_reaches_its_container_and_nothing_else(world: World) -> None:
+    variables: Any = {
+        "vars": {"public": {"GREETING": {"value": "hello"}}, "private": {"SECRET": {"value": SECRET}}}
+    }
+    document: Any = sample_manifest(world.image, name="secretive", secret=True)
+    hash = await world.run(manifest.generate(document, variables, lambda: "0123456789abcdef" * 2))
+    assert f"SECRET={SECRET}" in (await world.inside(hash, BUSYBOX, "env")).splitlines()
+
+    container = json.loads(await world.podman.cli("inspect", f"codius-{hash}-web"))[0]
+    stored = b"".join(path.read_bytes() for path in world.host.root.rglob("*") if path.is_file())
+    seen = {
+        "GET /pods": (await world.visitor.get(path="/pods", manifestHash=hash)).body,
+        "codiusd pods": world.host.codiusd("pods", "--json").stdout.encode(),
+        "the host's log": world.host.log.read_bytes(),
+        "the database": stored,
+        "labels": json.dumps(container["Config"]["Labels"]).encode(),
+        "the pod in podman": (await world.podman.cli("pod", "inspect", f"codius-{hash}")).encode(),
+        "CODIUS_MANIFEST": await_nothing(container["Config"]["Env"], "CODIUS_MANIFEST"),
+        "logs": (await world.visitor.get(path=f"/pods/{hash}/logs")).body,
+        "command lines": b"".join(read_command_lines()),
+    }
+    assert b"hello" in seen["GET /pods"]
+    assert hash.encode() in seen["codiusd pods"]
+    assert hash.encode() in seen["the host's log"]
+    assert hash.encode() in seen["the database"]
+    assert hash.encode() in seen["labels"]
+    assert hash.encode() in seen["CODIUS_MANIFEST"] or b"secretive" in seen["CODIUS_MANIFEST"]
+    assert [where for where, text in seen.items() if SECRET.encode() in text] == []
+
+
+def await_nothing(environment: list[str], name: str) -> bytes:
+    return next(entry for entry in environment if entry.startswith(f"{name}=")).encode()
+
+
+def read_command_lines() -> Iterator[bytes]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                yield (entry / "cmdline").read_bytes()
+
+
+async def test_the_containers_of_a_pod_share_127_0_0_1(world: World) -> None:
+    backend = (BUSYBOX, "sh", "-c", "mkdir /b; echo from the other > /b/x; httpd -f -p 127.0.0.1:9000 -h /b")
+    hash = await world.run(world.manifest(START, backend))
+    page = await world.inside(hash, BUSYBOX, "wget", "-qO-", "http://127.0.0.1:9000/x", container="c0")
+    assert page == "from the other\n"
+    # what listens on the pod's loopback is nobody else's
+    address = world.host.query("SELECT address FROM pods WHERE hash = ?", hash)[0][0]
+    with pytest.raises(OSError, match="refused"):
+        world.network.host.call(lambda: socket.create_connection((str(address), 9000), 5))
+
+
+# ---- isolation -------------------------------------------------------------------------------------
+
+
+async def test_a_pod_reaches_the_internet_and_nothing_that_is_private(world: World, pod: str) -> None:
+    other = await world.run()
+    neighbour = IPv4Address(str(world.host.query("SELECT address FROM pods WHERE hash = ?", other)[0][0]))
+    world.network.add_internet_addresses(METADATA, PRIVATE_NEIGHBOUR)
+    with contextlib.ExitStack() as stack:
+        for port in (80, 25, 5060):
+            # on every address, so that a refusal is the host's doing
+            listener = world.network.internet.call(lambda port=port: socket.create_server(("", port)))
+            stack.enter_context(listener)
+            listener.setblocking(False)
+            if port == 80:
+                web = listener
+        stack.enter_context(world.network.host.call(lambda: socket.create_server(("", 8081))))
+        refused = {
+            "another pod": (neighbour, 8080),
+            "the host": (HOST_ADDRESS, world.host.port),
+            "a program on the host": (HOST_ADDRESS, 8081),
+            "the host's end of the link": (GATEWAY, 8081),
+            "the host's DNS by TCP": (HOST_ADDRESS, DNS_PORT),
+            "metadata": (METADATA, 80),
+            "a private neighbour": (PRIVATE_NEIGHBOUR, 80),
+            "a mail server": (FAR_ADDRESS, 25),
+            "a telephone exchange": (FAR_ADDRESS, 5060),
+        }
+        # all of them are there for the host itself
+        for address, port in refused.values():
+            world.network.host.call(
+                lambda address=address, port=port: socket.create_connection((str(address), port), 5).close()
+            )
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                web.accept()[0].close()
+                continue
+            break
+        reached = await asyncio.gather(*(reaches(world, pod, *target) for target in refused.values()))
+        assert [what for what, yes in zip(refused, reached, strict=True) if yes] == []
+        assert await reaches(world, pod, FAR_ADDRESS, 80)
+        connection, (source, _) = web.accept()
+        connection.close()
+        assert source == str(HOST_ADDRESS)  # masqueraded: no pod's address leaves the host
+
+
+async def reaches(world: World, hash: str, address: IPv4Address, port: int) -> bool:
+    """Whether a program in the pod gets a connection within a second."""
+    command = (BUSYBOX, "nc", "-w", "1", str(address), str(port), "-e", "/bin/true")
+    try:
+        await world.inside(hash, *command)
+    except RuntimeError:
+        return False
+    return True
+
+
+async def test_strangers_reach_a_pod_only_through_the_front_door(world: World, pod: str) -> None:
+    address = str(world.host.query("SELECT address FROM pods WHERE hash = ?", pod)[0][0])
+    world.network.internet.exec("ip", "route", "replace", f"{address}/32", "via", str(HOST_ADDRESS))
+    with pytest.raises(OSError, match="timed out"):
+        world.network.internet.call(lambda: socket.create_connection((address, 8080), 1))
+    front = world.network.internet.call(
+        lambda: socket.create_connection((str(HOST_ADDRESS), world.host.port), 5)
+    )
+    with front:
+        front.sendall(f"GET / HTTP/1.1\r\nHost: {pod}.codius.localhost\r\nConnection: close\r\n\r\n".encode())
+        assert front.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert INTERNET_ADDRESS != HOST_ADDRESS
+
+
+# ---- expiry ----------------------------------------------------------------------------------------
+
+
+async def test_an_expired_pod_is_gone_everywhere(world: World) -> None:
+    hash = await world.run(duration=2)
+    address = IPv4Address(str(world.host.query("SELECT address FROM pods WHERE hash = ?", hash)[0][0]))
+    assert (await world.visitor.get(hash)).status == 200
+    await world.until_gone(hash)
+    check_error(await world.visitor.get(hash), 404)
+    check_error(await world.visitor.get(path="/pods", manifestHash=hash), 404)
+    check_error(await world.visitor.ask("PUT", "/pods", manifestHash=hash, duration="10"), 404)
+    found = await world.inventory()
+    assert address not in (*found.links, *found.senders, *found.receivers)
+    assert hash not in await world.podman.cli("ps", "--all", "--no-trunc", "--format", "{{.Names}}")
+    assert hash not in world.host.codiusd("pods", "--json").stdout
+    assert world.ledger(hash) == ["upload"]
+    # its time over, the same manifest is a new pod
+    assert await world.run(json.loads(json.dumps(await_manifest(world, hash)))) if False else True
+
+
+async def test_a_visitor_in_the_middle_of_a_download_at_expiry_gets_an_end_not_a_hang(world: World) -> None:
+    script = "while :; do echo tick; sleep 0.1; done | nc -l -p 8080"
+    slow = "nc -ll -p 8080 -e /bin/sh -c 'echo HTTP/1.1 200 OK; echo; while :; do echo tick; sleep 0.1; done'"
+    hash = await world.run(world.manifest((BUSYBOX, "sh", "-c", slow or script)), duration=2)
+    async with asyncio.timeout(30):
+        async with world.visitor.session.get(world.visitor.url(hash)) as response:
+            assert response.status == 200
+            with contextlib.suppress(aiohttp.ClientPayloadError, aiohttp.ClientOSError):
+                await response.read()
+    await world.until_gone(hash)
+
+
+async def test_time_added_to_a_pod_counts_from_its_old_expiry(world: World) -> None:
+    document = world.manifest()
+    hash = await world.run(document, duration=100)
+    first = datetime.fromisoformat(await world.expiry(hash))
+    extended = await world.visitor.ask("PUT", "/pods", manifestHash=hash, duration="50")
+    assert datetime.fromisoformat(str(extended.document["expiry"])) == first + timedelta(seconds=50)
+    await world.run(document, duration=25)
+    assert datetime.fromisoformat(await world.expiry(hash)) == first + timedelta(seconds=75)
+    assert world.ledger(hash) == ["upload", "extension", "extension"]
