@@ -3,17 +3,15 @@
 PYTHON   := /usr/bin/python3
 VENV     := .venv
 BIN      := $(VENV)/bin
+PREFIX   := /opt/codius-host
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # From the distribution. python3-nftables exists only there, so the venv sees the system's packages.
 PACKAGES      := podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
 TEST_PACKAGES := docker-registry bind9-dnsutils
 
-PACKAGE_DIRS := node proxy dns netpolicy
-export PYTHONPYCACHEPREFIX :=
-
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test check fmt unit system bench docs clean
+.PHONY: help setup setup-test demo test check fmt unit system bench docs install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +71,23 @@ if [ -n "$$missing" ]; then \
 		apt-get install -y -qq --no-install-recommends $$missing >/dev/null || exit 1; \
 fi
 endef
+
+install: ## as services: /usr/local/bin/codiusd, units, users, /etc/codius/codius.env
+	@$(call install,$(PACKAGES))
+	@echo "install: the command, in $(PREFIX)"
+	@$(SUDO) $(PYTHON) -m venv --system-site-packages $(PREFIX)
+	@$(SUDO) $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check .
+	@$(SUDO) ln -sf $(PREFIX)/bin/codiusd /usr/local/bin/codiusd
+	@echo "install: units in /etc/systemd/system, settings in /etc/codius/codius.env"
+	@$(SUDO) install -d /etc/systemd/system /usr/lib/sysusers.d /usr/lib/tmpfiles.d /etc/codius
+	@$(SUDO) install -m 644 systemd/*.service systemd/*.target /etc/systemd/system/
+	@$(SUDO) install -m 644 systemd/codius.sysusers.conf /usr/lib/sysusers.d/codius.conf
+	@$(SUDO) install -m 644 systemd/codius.tmpfiles.conf /usr/lib/tmpfiles.d/codius.conf
+	@test -e /etc/codius/codius.env || $(SUDO) install -m 640 .env.example /etc/codius/codius.env
+	@if [ -d /run/systemd/system ]; then \
+		$(SUDO) systemd-sysusers && $(SUDO) systemd-tmpfiles --create codius.conf && $(SUDO) systemctl daemon-reload; \
+	else echo "install: no systemd is running here; the units are ready for when one does"; fi
+	@echo "install: next: edit /etc/codius/codius.env; codiusd doctor; systemctl enable --now codius.target"
 
 clean: ## remove what setup and the tests made here
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
