@@ -308,9 +308,9 @@ class Settings:
     proxy_workers: int = _setting(
         "CODIUS_PROXY_WORKERS",
         _integer(1, MAX_PROXY_WORKERS),
-        "2",
+        "1",
         f"a number from 1 to {MAX_PROXY_WORKERS}",
-        "Processes of the front door.",
+        "Processes of the front door; more than one where visitors keep a whole core busy. 23 MB each.",
     )
     dns_port: int = _setting(
         "CODIUS_DNS_PORT",

@@ -79,7 +79,7 @@ async def open_node(
             routes=feed,
             host=host,
             clock=clock,
-            target_of=target_of,
+            target_of=target_of or (_no_target if settings.noop else None),
         )
         await engine.load_cost_per_month()
         reconciler = Reconciler(
@@ -133,6 +133,11 @@ async def _open_doors(
     kernel = KernelNetwork(settings.pod_network)
     stack.push_async_callback(kernel.aclose)
     return podman, kernel
+
+
+def _no_target(_: Pod) -> Target | None:
+    """Without containers a pod's address is somebody else's, out on the network this machine stands in."""
+    return None
 
 
 def _prepare_directories(settings: Settings) -> None:

@@ -51,7 +51,7 @@ MIN_FREE_DISK: Final = 512 * 1024 * 1024
 """Bytes that must be free before a pod is accepted: room for its image's layers, logs and the database."""
 SETTLE_SECONDS: Final = 0.3
 """How long a pod without an answering port is watched before its containers are called started."""
-PORT_POLL_SECONDS: Final = 0.005
+PORT_POLL_SECONDS: Final = 0.002
 """Between two looks at a starting pod's port: a refused connection costs 0.1 ms."""
 DRAIN_SECONDS: Final = 1.0
 """What requests under way get to finish when their pod's time is up."""
@@ -68,6 +68,10 @@ class ContainerEngine(Protocol):
     async def create(self, spec: PodSpec) -> None: ...
     async def start_infra(self, hash: ManifestHash) -> None: ...
     async def open_netns(self, hash: ManifestHash) -> int: ...
+    async def prepare_members(self, hash: ManifestHash) -> None:
+        """What can be done of a start before any program runs; safe while the network is being wired."""
+        ...
+
     async def start_members(self, hash: ManifestHash) -> None: ...
     async def check_members(self, hash: ManifestHash) -> None:
         """PodStartError when a container of the pod has exited."""
@@ -148,6 +152,7 @@ class Engine:
         self._holders: defaultdict[ManifestHash, int] = defaultdict(int)
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._in_flight: set[ManifestHash] = set()
+        self._half_undone: set[ManifestHash] = set()  # since their last upload
         self._addresses = AddressPool(settings.pod_network)
         self._allocation = asyncio.Lock()  # from choosing an address to its row in the store
         self._cost_per_month = settings.cost_per_month
@@ -236,6 +241,7 @@ class Engine:
             await self._rail.authorize(quote, token)
             self._check_room()
             self._in_flight.add(hash)
+            self._half_undone.discard(hash)
             try:
                 return await self._bring_up(upload, quote, token, progress or _say_nothing)
             finally:
@@ -255,7 +261,7 @@ class Engine:
                 )
                 logger.info("pod %s: upload for %d s", hash, quote.duration)
                 await self._store.add_pod(pod, upload.private)
-            undo.push_async_callback(self._undo, hash, "row", self._store.remove_pod)
+            undo.push_async_callback(self._undo_row, hash)
             await self._start(pod, undo, progress)
             receipt = await self._rail.claim(quote, token)
             started = self._clock()
@@ -287,7 +293,7 @@ class Engine:
             await self._containers.start_infra(hash)
             progress("wiring its network")
             undo.push_async_callback(self._undo, hash, "network", lambda _: self._network.detach(pod.address))
-            await self._wire(pod)
+            await _both(self._wire(pod), self._containers.prepare_members(hash))
             progress(f"starting {len(spec.containers)} container{'s' if len(spec.containers) > 1 else ''}")
             await self._containers.start_members(hash)
             await self._settle(pod)
@@ -320,7 +326,15 @@ class Engine:
         try:
             await effect(hash)
         except CodiusError as error:
+            self._half_undone.add(hash)
             logger.warning("pod %s: its %s could not be taken back yet: %s", hash, what, error)
+
+    async def _undo_row(self, hash: ManifestHash) -> None:
+        """The last undo. After one that failed the row stays and keeps the address from other pods: the
+        reconciler, or the next upload of the manifest, ends what was begun.
+        """
+        if hash not in self._half_undone:
+            await self._undo(hash, "row", self._store.remove_pod)
 
     # ---- extension ------------------------------------------------------------------------------
 
@@ -406,8 +420,11 @@ class Engine:
         await self._store.remove_pod(pod.hash)
         logger.info("pod %s: gone", pod.hash)
 
-    def publish_wired(self, pods: Iterable[Pod], wired: Collection[IPv4Address]) -> None:
+    def publish_wired(self, pods: Sequence[Pod], wired: Collection[IPv4Address]) -> None:
         """Routes of pods whose link outlived the daemon."""
+        # A front door that has not heard of us yet still sends visitors to any of these addresses, also to
+        # those of pods that have expired meanwhile: the next pod must get another one.
+        self._addresses.go_on_after(pod.address for pod in pods)
         now = self._clock()
         for pod in pods:
             if pod.state is PodState.RUNNING and pod.expires_at > now and pod.address in wired:
@@ -482,6 +499,11 @@ class AddressPool:
         self._count = network.num_addresses - 2
         self._cursor = 0
 
+    def go_on_after(self, used: Iterable[IPv4Address]) -> None:
+        """As if the last of these had just been handed out."""
+        for address in used:
+            self._cursor = max(self._cursor, int(address) - self._first + 1) % self._count
+
     def next_free(self, taken: Collection[IPv4Address]) -> IPv4Address:
         """HostFullError when every address is taken."""
         for _ in range(self._count):
@@ -492,6 +514,13 @@ class AddressPool:
         raise HostFullError(
             f"all {self._count} pod addresses of this host are in use", hint="Try another host: GET /peers."
         )
+
+
+async def _both(first: Awaitable[None], second: Awaitable[None]) -> None:
+    """Side by side, and both over before a failure of either is raised: its undo must meet neither."""
+    for result in await asyncio.gather(first, second, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def _answers(target: Target, seconds: float) -> bool:

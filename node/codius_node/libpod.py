@@ -318,6 +318,11 @@ def parse_ids(body: bytes) -> list[str]:
     return [_text(entry, "Id") for entry in _objects(json.loads(body) or [])]
 
 
+def parse_created(body: bytes) -> str:
+    """The id in the answer of `containers/create`. ValueError for nonsense."""
+    return _text(_object(json.loads(body)), "Id")
+
+
 def parse_error(body: bytes) -> str:
     """Podman's words for what went wrong, on one line, cut to a readable length."""
     text = body.decode("utf-8", "replace")

@@ -30,6 +30,9 @@ class NoopEngine:
         """A file descriptor the caller may close, of no namespace."""
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
+    async def prepare_members(self, hash: ManifestHash) -> None:
+        """Nothing to prepare."""
+
     async def start_members(self, hash: ManifestHash) -> None:
         """It runs because we say so."""
         self._pods[hash] = FoundState.RUNNING

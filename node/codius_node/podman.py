@@ -75,6 +75,14 @@ class Answer:
         return libpod.parse_error(self.body)
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A container of a pod; `name` is the manifest's."""
+
+    id: str
+    name: str
+
+
 class Podman:
     """A podman service, and of what it runs only the pods of one owner.
 
@@ -99,6 +107,8 @@ class Podman:
         self._owner = owner
         self._rlimits = read_rlimits()
         self._session: aiohttp.ClientSession | None = None
+        # What `create` made, so that the steps after it need not ask; a node that was restarted asks.
+        self._created: dict[ManifestHash, tuple[Member, ...]] = {}
 
     async def open(self) -> None:
         """Ready to ask; podman itself may still be away."""
@@ -179,13 +189,14 @@ class Podman:
 
     async def create(self, spec: PodSpec) -> None:
         """Pod and containers, nothing started. What a failure leaves behind, `remove` takes away."""
-        if await self._list(spec.hash):  # podman 4.3 would say so too, and lose a cgroup over it
+        if await self._exists(spec.hash):  # podman 4.3 would say so too, and lose a cgroup over it
             raise EngineError(f"pod {spec.hash} already exists", hint="It is being removed: try again.")
         files = await asyncio.to_thread(self._write_files, spec)
         payload = libpod.build_pod(spec, owner=self._owner, runtime=self._runtime)
         answer = await self._ask("POST", "/pods/create", payload=payload)
         self._expect(answer, f"create the pod {spec.hash}", HTTPStatus.CREATED)
-        for container in spec.containers:
+        members = []
+        for container in spec.containers:  # podman's lock on the pod lets in one at a time anyway
             payload = libpod.build_container(
                 container,
                 spec,
@@ -197,11 +208,13 @@ class Podman:
             )
             answer = await self._ask("POST", "/containers/create", payload=payload)
             if answer.status == HTTPStatus.CREATED:
+                members.append(Member(_parse(libpod.parse_created, answer), container.name))
                 continue
             reason = libpod.redact(answer.error, container.environment.values())
             if libpod.mentions(reason, libpod.IMAGE_MISSING):
                 raise ImageError(f"{container.image} is not here", hint="Upload the manifest again.")
             raise self._engine_error(f'create container "{container.name}" of {spec.hash}', reason)
+        self._created[spec.hash] = tuple(members)
 
     def _write_files(self, spec: PodSpec) -> Path:
         directory = self._files / spec.hash
@@ -262,46 +275,65 @@ class Podman:
             os.close(pidfd)
         return netns
 
+    async def prepare_members(self, hash: ManifestHash) -> None:
+        """Every container but infra as far as it goes without running its program. May be left out.
+
+        This is most of a start's time, and no program is there yet to use a network that is half made.
+        """
+        await self._advance(hash, "init")
+
     async def start_members(self, hash: ManifestHash) -> None:
-        """Every container but infra. PodStartError for one that cannot start or is down again already."""
-        pod = await self._get_pod(hash)
+        """Every container but infra. PodStartError for one that cannot start.
+
+        Several failures show a moment later: `check_members` finds them.
+        """
+        await self._advance(hash, "start")
+
+    async def _advance(self, hash: ManifestHash, action: str) -> None:
+        members = await self._members(hash)
         answers = await asyncio.gather(
-            *(self._ask("POST", f"/containers/{member.id}/start") for member in pod.members)
+            *(self._ask("POST", f"/containers/{member.id}/{action}") for member in members)
         )
-        for member, answer in zip(pod.members, answers, strict=True):
+        for member, answer in zip(members, answers, strict=True):
+            # 304: it is as far as that already
             if answer.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
                 continue
-            reason, name = answer.error, self._manifest_name(hash, member)
+            reason = answer.error
             if libpod.mentions(reason, libpod.CONTAINER_FAULTS):
                 raise PodStartError(
-                    f'container "{name}" could not be started: {reason}',
+                    f'container "{member.name}" could not be started: {reason}',
                     hint="Check its command, its workdir and the user of its image.",
                 )
-            raise self._engine_error(f'start container "{name}" of {hash}', reason)
-        pod = await self._get_pod(hash)
-        if any(member.status != "running" for member in pod.members):
-            await self.check_members(hash)
+            raise self._engine_error(f'start container "{member.name}" of {hash}', reason)
 
     async def check_members(self, hash: ManifestHash) -> None:
         """PodStartError when a container has exited, or was started again because it had."""
-        pod = await self._get_pod(hash)
-        states = await asyncio.gather(*(self._inspect(member.id) for member in pod.members))
-        for member, state in zip(pod.members, states, strict=True):
+        members = await self._members(hash)
+        states = await asyncio.gather(*(self._inspect(member.id) for member in members))
+        for member, state in zip(members, states, strict=True):
             if state.running and state.restarts == 0:
                 continue
-            name = self._manifest_name(hash, member)
             killed = state.oom_killed or state.exit_code == KILLED
             lines = await self._read_last_lines(member.id)
             said = "Its last lines:\n" + "\n".join(lines) if lines else "It wrote nothing."
+            # podman starts again only what failed, and forgets with which code when it does
+            code = "" if state.restarts and state.exit_code == 0 else f" with code {state.exit_code}"
             raise PodStartError(
-                f'container "{name}" exited with code {state.exit_code}'
+                f'container "{member.name}" exited{code}'
                 f"{' (killed, as when memory runs out)' if killed else ''}. {said}",
                 hint="A pod's containers have to keep running; this one ended within its first moments.",
             )
 
+    async def _members(self, hash: ManifestHash) -> tuple[Member, ...]:
+        if (created := self._created.get(hash)) is not None:
+            return created
+        pod = await self._get_pod(hash)
+        return tuple(Member(member.id, self._manifest_name(hash, member)) for member in pod.members)
+
     async def remove(self, hash: ManifestHash) -> None:
         """Stop the pod and leave nothing of it. May be called again, and for a pod that never was."""
         name = libpod.pod_name(self._owner, hash)
+        self._created.pop(hash, None)
         for pod in await self._list(hash):
             # a pod with one container down is "Degraded", and podman's own stop of a pod passes it over
             await asyncio.gather(
@@ -473,6 +505,12 @@ class Podman:
         answer = await self._ask("GET", "/pods/json", {"filters": libpod.build_filters(self._owner, hash)})
         self._expect(answer, "list its pods", HTTPStatus.OK)
         return _parse(partial(libpod.parse_pods, owner=self._owner), answer)
+
+    async def _exists(self, hash: ManifestHash) -> bool:
+        """Whether the pod's name is taken: one look, where a list looks at every pod there is."""
+        answer = await self._ask("GET", f"/pods/{libpod.pod_name(self._owner, hash)}/exists")
+        self._expect(answer, f"look for pod {hash}", HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND)
+        return answer.status == HTTPStatus.NO_CONTENT
 
     async def _get_pod(self, hash: ManifestHash) -> libpod.PodListing:
         pods = await self._list(hash)

@@ -68,11 +68,13 @@ def run(
         workers = _places(config.workers, sockets)
         gc.freeze()  # so that no collection in a worker copies the pages it shares with us
         for worker in workers:
-            _start(worker, config, before)
+            _start(worker, workers, config, before)
         if on_ready is not None:
             on_ready()
         _watch(workers, config, before)
     finally:
+        while signal.sigtimedwait(_SIGNALS, 0) is not None:
+            pass  # being told twice is no reason to end by the signal
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for listening in sockets:
             listening.close()
@@ -144,10 +146,15 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _start(worker: _Worker, config: ProxyConfig, mask: set[int | signal.Signals]) -> None:
+def _start(
+    worker: _Worker, workers: Sequence[_Worker], config: ProxyConfig, mask: set[int | signal.Signals]
+) -> None:
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
+        # A copy left open would keep another worker's listener alive after it stopped listening.
+        for other in {listening for place in workers for listening in place.sockets} - set(worker.sockets):
+            other.close()
         _be_worker(worker, config, parent, mask)
     worker.pid = pid
     worker.started = time.monotonic()
@@ -188,7 +195,7 @@ def _watch(workers: Sequence[_Worker], config: ProxyConfig, mask: set[int | sign
         now = time.monotonic()
         for worker in workers:
             if worker.pid is None and worker.due <= now:
-                _start(worker, config, mask)
+                _start(worker, workers, config, mask)
         waiting = [worker.due - now for worker in workers if worker.pid is None]
         received = signal.sigtimedwait(_SIGNALS, max(0.0, min(waiting, default=3600.0)))
         if received is not None and received.si_signo != signal.SIGCHLD:

@@ -187,7 +187,10 @@ class TargetConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._pool.opened(self)
+        if self._state is _State.CLOSED:  # nobody waits for it any more
+            self._transport.abort()
+        else:
+            self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -371,7 +374,9 @@ class Pool:
             else:
                 await loop.create_unix_connection(lambda: connection, str(destination.path))
         except asyncio.CancelledError:
-            connection.abort()  # it may have been made in the same moment
+            # It may have been made in the same moment; uvloop then closes it without connection_lost.
+            connection.abort()
+            self.lost(connection)
             raise
         return connection
 

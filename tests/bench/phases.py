@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +30,10 @@ PHASES: Final = (
     ("_containers", "pull", "is the image here"),
     ("_containers", "create", "create pod and container"),
     ("_containers", "start_infra", "start the infra container"),
-    ("_containers", "open_netns", "open its network namespace"),
-    ("_network", "attach", "attach its network"),
-    ("_containers", "start_members", "start the container"),
+    ("_containers", "prepare_members", "prepare the container"),
+    ("_containers", "open_netns", "meanwhile: open its network namespace"),
+    ("_network", "attach", "meanwhile: attach its network"),
+    ("_containers", "start_members", "start its program"),
     ("", "_settle", "wait for its port, check it runs"),
     ("_store", "start_pod", "store: paid and running"),
 )
@@ -66,7 +67,8 @@ async def measure(podman: Path, image: str, directory: Path, rounds: int) -> dic
 
 
 def _make_upload(image: str, number: int) -> Upload:
-    return manifest.parse(sample_manifest(image, name=f"phases-{number}"))
+    document: Any = sample_manifest(image, name=f"phases-{number}")
+    return manifest.parse(document)
 
 
 def _time(owner: Any, method: str, times: list[float]) -> None:

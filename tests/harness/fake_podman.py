@@ -122,6 +122,7 @@ class FakePodman:
                 web.delete(f"{PREFIX}/pods/{{pod}}", self._remove_pod),
                 web.post(f"{PREFIX}/containers/create", self._create_container),
                 web.get(f"{PREFIX}/containers/json", self._list_containers),
+                web.post(f"{PREFIX}/containers/{{name}}/init", self._init_container),
                 web.post(f"{PREFIX}/containers/{{name}}/start", self._start_container),
                 web.post(f"{PREFIX}/containers/{{name}}/stop", self._stop_container),
                 web.get(f"{PREFIX}/containers/{{name}}/json", self._inspect_container),
@@ -303,6 +304,20 @@ class FakePodman:
         del self.pods[pod.name]
         self._change()
         return web.json_response({"Err": None, "Id": pod.id})
+
+    async def _init_container(self, request: web.Request) -> web.Response:
+        container = self._find_container(request.match_info["name"])
+        if container is None:
+            return _no_container(request.match_info["name"])
+        if container.status == "initialized":
+            return web.Response(status=304)
+        if container.status == "running":
+            return _error(500, f"container {container.id} has already been created in runtime")
+        if container.program.start_error is not None:
+            return _error(500, container.program.start_error, "OCI runtime error")
+        container.status = "initialized"
+        self._change()
+        return web.Response(status=204)
 
     async def _start_container(self, request: web.Request) -> web.Response:
         container = self._find_container(request.match_info["name"])

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import socket
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final, Self
@@ -41,9 +42,12 @@ class Feed:
         if self._server is not None:
             self._server.close()
             self._server = None
+        for _ in range(3):  # what was accepted a moment ago gets its transport, and so its end
+            await asyncio.sleep(0)
         for writer in self._writers:
             writer.transport.abort()
         self._writers.clear()
+        await asyncio.sleep(0)
         self.path.unlink(missing_ok=True)
 
     def add(self, pod_hash: str, target: Target) -> None:
@@ -58,13 +62,10 @@ class Feed:
         for writer in self._writers:
             writer.write(line)
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.readers += 1
         self._writers.add(writer)
         writer.write(routes.render_snapshot(self.table))
-        await reader.read()
-        self._writers.discard(writer)
-        writer.transport.abort()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ class Front:
         self.feed = feed
         self.api = api
         self._sock = sock
-        self._serving: asyncio.Task[None] | None = None
+        self._served: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._clients: list[Raw] = []
@@ -168,6 +169,7 @@ class Front:
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         up = asyncio.Event()
+        served: asyncio.Future[None] = loop.create_future()
 
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
@@ -179,10 +181,17 @@ class Front:
             await serving
 
         def work() -> None:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(serve())
+            try:
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                    runner.run(serve())
+            except Exception as error:  # noqa: BLE001 - raised by `stopped`
+                loop.call_soon_threadsafe(served.set_exception, error)
+            else:
+                loop.call_soon_threadsafe(served.set_result, None)
 
-        self._serving = asyncio.create_task(asyncio.to_thread(work))
+        self._served = served
+        # A daemon: a worker that hangs fails its test, not the whole run.
+        threading.Thread(target=work, name="worker", daemon=True).start()
         async with asyncio.timeout(DEADLINE):
             await up.wait()
 
@@ -199,9 +208,9 @@ class Front:
             self._loop.call_soon_threadsafe(self._stop.set)
 
     async def stopped(self) -> None:
-        assert self._serving is not None
+        assert self._served is not None
         async with asyncio.timeout(DEADLINE):
-            await self._serving
+            await asyncio.shield(self._served)
 
     async def client(self) -> Raw:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)

@@ -85,6 +85,7 @@ class Host:
         notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notifications.settimeout(POLL_SECONDS)
         notifications.bind(str(self.directory / f"notify-{part}"))
+        (self.directory / f"notify-{part}").chmod(0o777)  # systemd's is open, too: some have dropped root
         environment = self.environment(**settings)
         environment["NOTIFY_SOCKET"] = str(self.directory / f"notify-{part}")
         passed = [listener.fileno() for listener in self._listeners] if part in {"run", "proxy"} else []

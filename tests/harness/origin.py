@@ -117,6 +117,7 @@ class Origin:
         self._script = script or self._serve
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def start(self, path: Path | None = None) -> Self:
         """Listen on 127.0.0.1, or on a Unix socket."""
@@ -136,9 +137,14 @@ class Origin:
     async def aclose(self) -> None:
         if self._server is not None:
             self._server.close()
+        for _ in range(3):  # what was accepted a moment ago gets its transport, and so its end
+            await asyncio.sleep(0)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await asyncio.sleep(0)
         if self.errors:
             raise self.errors[0]
 
@@ -152,20 +158,23 @@ class Origin:
         self.requests.append(request)
         self.arrived.set()
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.add(writer)
+        task = asyncio.create_task(self._run(Line(reader, writer, self.connections)), name="origin")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, line: Line) -> None:
         try:
-            await self._script(Line(reader, writer, self.connections))
+            await self._script(line)
         except (ConnectionError, asyncio.CancelledError, asyncio.IncompleteReadError):
             pass
         except Exception as error:  # noqa: BLE001 - shown by aclose
             self.errors.append(error)
         finally:
-            self._tasks.discard(task)
-            writer.transport.abort() if not writer.is_closing() else None
+            self._writers.discard(line.writer)
+            line.writer.transport.abort()
 
     async def _serve(self, line: Line) -> None:
         while (request := await line.read_request()) is not None:

@@ -79,6 +79,21 @@ class PodmanContract:
         await podman.remove(HASH)
         assert await podman.find_pods() == []
 
+    async def test_a_prepared_pod_starts_and_a_prepared_pod_can_be_removed(
+        self, podman: Podman, images: Images
+    ) -> None:
+        for go_on in (True, False):
+            await podman.create(make_spec(images.talker, images.talker))
+            await podman.start_infra(HASH)
+            await podman.prepare_members(HASH)
+            assert await podman.find_pods() == [FoundPod(HASH, FoundState.DEGRADED)]
+            if go_on:
+                await podman.start_members(HASH)
+                await podman.check_members(HASH)
+                assert await podman.find_pods() == [FoundPod(HASH, FoundState.RUNNING)]
+            await podman.remove(HASH)
+            assert await podman.find_pods() == []
+
     async def test_steps_that_were_done_may_be_done_again(self, podman: Podman, images: Images) -> None:
         await podman.remove(HASH)
         await bring_up(podman, make_spec(images.talker))
@@ -129,8 +144,9 @@ class PodmanContract:
     ) -> None:
         await podman.create(make_spec(images.broken))
         await podman.start_infra(HASH)
-        with pytest.raises(PodStartError, match=r'"c0" could not be started: .*/nonesuch'):
-            await podman.start_members(HASH)
+        for step in (podman.prepare_members, podman.start_members):
+            with pytest.raises(PodStartError, match=r'"c0" could not be started: .*/nonesuch'):
+                await step(HASH)
 
     async def test_a_container_that_fails_later_is_found(self, podman: Podman, images: Images) -> None:
         await bring_up(podman, make_spec(images.talker))

@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -28,6 +29,10 @@ POLL_SECONDS: Final = 0.02
 VISIT_SECONDS: Final = 20.0
 UPLOAD_SECONDS: Final = 120.0
 HOUR: Final = 3600
+SETTINGS: Final = {
+    "CODIUS_MAX_MEMORY_FRACTION": "1",  # who else works on the machine is no business of the tests
+    "CODIUS_PROXY_WORKERS": "2",  # so that what one of them knows and the other does not comes to light
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,8 @@ class World:
     host: Host
     visitor: Visitor
     image: str
+    settings: Mapping[str, str]
+    """Its own; whoever starts a part again gives them again."""
     names: itertools.count[int] = field(default_factory=itertools.count)
 
     def manifest(self, *commands: Sequence[str]) -> dict[str, object]:
@@ -169,6 +176,7 @@ class World:
     async def inventory(self) -> Inventory:
         pods = json.loads(await self.podman.cli("pod", "ps", "--format", "json")) or []
         containers = json.loads(await self.podman.cli("ps", "--all", "--format", "json")) or []
+        # an empty object stands for each link of another group
         links = json.loads(self.network.exec("ip", "-json", "link", "show", "group", "77").stdout or "[]")
         return Inventory(
             rows={
@@ -177,7 +185,7 @@ class World:
             },
             pods=[pod["Labels"]["codius.manifest"] for pod in pods],
             containers=[container["Id"] for container in containers],
-            links=[IPv4Address(int(link["ifname"].removeprefix("cp"), 16)) for link in links],
+            links=[IPv4Address(int(link["ifname"].removeprefix("cp"), 16)) for link in links if link],
             senders=[IPv4Address(element["concat"][2]) for element in self._elements("pod_tx")],
             receivers=[IPv4Address(element) for element in self._elements("pod_rx")],
             files=[path.name for path in (self.host.root / "pods").iterdir()],
@@ -189,10 +197,23 @@ class World:
         (found,) = (part["set"] for part in json.loads(listed)["nftables"] if "set" in part)
         return [entry["elem"]["val"] for entry in found.get("elem", [])]
 
+    def address(self, hash: str) -> IPv4Address:
+        """The pod's own, in the pods' network."""
+        [(address,)] = self.host.query("SELECT address FROM pods WHERE hash = ?", hash)
+        return IPv4Address(str(address))
+
     def ledger(self, hash: str) -> list[str]:
         """The kinds of its entries, oldest first."""
         rows = self.host.query("SELECT kind FROM ledger WHERE manifest_hash = ? ORDER BY id", hash)
         return [str(kind) for (kind,) in rows]
+
+    async def until_answering(self, hash: str, path: str = "/") -> None:
+        """After a restart of the node the front door looks for it every other second."""
+
+        async def answering() -> bool:
+            return (await self.visitor.ask("HEAD", path, hash=hash)).status == 200
+
+        await until(answering, f"pod {hash} does not answer")
 
     async def until_gone(self, hash: str) -> None:
         """Until nobody on the host knows the pod any more."""
@@ -218,11 +239,23 @@ async def until(true: Callable[[], object], what: str, *, seconds: float = DEADL
         await asyncio.sleep(POLL_SECONDS)
 
 
+@contextmanager
+def open_directory() -> Iterator[Path]:
+    """One below which any user can find what it is told of; pytest's own are closed to all but one."""
+    with tempfile.TemporaryDirectory(prefix="codius-world-") as name:
+        directory = Path(name)
+        directory.chmod(0o711)
+        yield directory
+
+
 @asynccontextmanager
-async def open_world(directory: Path, *, units: bool = False, **settings: str) -> AsyncIterator[World]:
+async def open_world(
+    directory: Path | None = None, *, units: bool = False, **settings: str
+) -> AsyncIterator[World]:
     """A started host with all that it needs, and nothing of it left afterwards."""
-    directory.chmod(0o711)  # the front door's unprivileged user has to find its sockets below
     async with AsyncExitStack() as stack:
+        if directory is None:  # the front door's unprivileged user has to find its sockets in it
+            directory = stack.enter_context(open_directory())
         network = stack.enter_context(HostNetwork())
         registry = await stack.enter_async_context(Registry(netns=network.host.path))
         podman = await stack.enter_async_context(
@@ -230,8 +263,7 @@ async def open_world(directory: Path, *, units: bool = False, **settings: str) -
         )
         image = await podman.make_image(SAMPLE_NAME, files=SAMPLE_FILES)
         host = stack.enter_context(Host(directory, network=network, podman_socket=podman.socket))
-        await asyncio.to_thread(
-            host.start, units=units, **{"CODIUS_MAX_MEMORY_FRACTION": "1", "CODIUS_DEV": "true", **settings}
-        )
+        settings = {**SETTINGS, **settings}
+        await asyncio.to_thread(host.start, units=units, **settings)
         visitor = await stack.enter_async_context(Visitor(host.port))
-        yield World(directory, network, podman, registry, host, visitor, image)
+        yield World(directory, network, podman, registry, host, visitor, image, settings)

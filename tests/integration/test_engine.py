@@ -111,6 +111,30 @@ async def test_a_cancelled_upload_is_undone(world: World) -> None:
     await nothing_is_left(world)
 
 
+@pytest.mark.parametrize("failing", ["attach", "prepare_members"])
+async def test_what_runs_side_by_side_is_over_before_it_is_undone(world: World, failing: str) -> None:
+    """The network is wired while the containers are prepared: an undo must not meet the one still at work."""
+    begun = asyncio.Event()
+    entries = world.diary.entries
+
+    async def fail(*_: object) -> None:
+        await begun.wait()
+        raise PodStartError("not today")
+
+    async def take_long(*_: object) -> None:
+        begun.set()
+        for _turn in range(50):
+            await asyncio.sleep(0)
+        entries.append("over")
+
+    for name, door in (("attach", world.network), ("prepare_members", world.containers)):
+        setattr(door, name, fail if name == failing else take_long)
+    with pytest.raises(PodStartError):
+        await world.engine.upload(make_upload(), 600, token=None)
+    assert entries[-3:] == ["over", "detach", "remove"]
+    await nothing_is_left(world)
+
+
 async def test_the_same_manifest_again_extends_from_the_old_expiry(world: World) -> None:
     await world.engine.upload(make_upload(), 600, token=None)
     world.clock.forward(seconds=100)

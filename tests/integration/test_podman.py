@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
@@ -272,10 +272,56 @@ async def test_an_infra_container_that_changes_meanwhile_is_noticed(
     await bring_up(podman, make_spec(images.talker))
     pids = iter([fake.pid, fake.pid + 1])
     monkeypatch.setattr(FakePodman, "pid", property(lambda _: next(pids)))
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = find_pinned()
     with pytest.raises(EngineError, match="has ended"):
         await podman.open_netns(HASH)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert find_pinned() == before
+
+
+def find_pinned() -> list[str]:
+    """Descriptors of this process that hold a namespace or a process."""
+    links = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the directory's own
+            links.append(str(entry.readlink()))
+    return sorted(link for link in links if link.startswith(("net:", "anon_inode:[pidfd]")))
+
+
+async def test_a_member_that_was_prepared_has_run_nothing_until_it_is_started(
+    podman: Podman, fake: FakePodman, images: Images
+) -> None:
+    await podman.create(make_spec(images.talker))
+    await podman.start_infra(HASH)
+    await podman.prepare_members(HASH)
+    container = fake.pods[f"codius-{HASH}"].containers[f"codius-{HASH}-c0"]
+    assert (container.status, container.log) == ("initialized", [])
+    await podman.start_members(HASH)
+    assert (container.status, len(container.log)) == ("running", 2)
+
+
+async def test_a_node_that_did_not_create_the_pod_finds_its_members(
+    podman: Podman, fake: FakePodman, images: Images, tmp_path: Path
+) -> None:
+    await podman.create(make_spec(images.talker, images.talker))
+    await podman.start_infra(HASH)
+    later = Podman(fake.socket, files=tmp_path / "files")
+    await later.open()
+    await later.start_members(HASH)
+    await later.check_members(HASH)
+    await later.aclose()
+    assert [pod.state for pod in await podman.find_pods()] == [FoundState.RUNNING]
+
+
+async def test_a_start_asks_podman_no_more_than_it_has_to(
+    podman: Podman, fake: FakePodman, images: Images
+) -> None:
+    await podman.create(make_spec(images.talker))
+    fake.requests.clear()
+    await podman.start_infra(HASH)
+    await podman.prepare_members(HASH)
+    await podman.start_members(HASH)
+    await podman.check_members(HASH)
+    assert [request.rpartition("/")[2] for request in fake.requests] == ["start", "init", "start", "json"]
 
 
 async def test_a_name_that_is_taken_is_not_asked_for(
@@ -285,4 +331,4 @@ async def test_a_name_that_is_taken_is_not_asked_for(
     fake.requests.clear()
     with pytest.raises(EngineError, match="already exists"):
         await podman.create(make_spec(images.talker))
-    assert fake.requests == ["GET /pods/json"]
+    assert fake.requests == [f"GET /pods/codius-{HASH}/exists"]

@@ -244,15 +244,21 @@ async def test_an_answer_that_breaks_off_never_looks_complete(start: bytes, vers
 
 
 async def test_a_broken_chunk_of_an_answer_ends_the_connection() -> None:
+    go = asyncio.Event()
+
     async def script(line: Line) -> None:
         await line.read_head()
         await line.send(CHUNKED + b"4\r\nhalf\r\n")
+        await go.wait()
         await line.send(b"oops\r\n0\r\n\r\n")
         await line.reader.read()
 
     async with origin(script) as pod, front({POD: pod.port}) as proxy:
         client = await proxy.client()
         await client.send(f"GET / HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode())
+        async with asyncio.timeout(DEADLINE):
+            await client.reader.readuntil(b"half\r\n")
+        go.set()
         assert b"0\r\n\r\n" not in await client.rest()
 
 
@@ -523,20 +529,35 @@ async def test_a_visitor_that_leaves_ends_the_pods_work() -> None:
 
 async def test_a_visitor_that_leaves_in_the_middle_of_its_body_ends_the_pods_work() -> None:
     got: list[bytes] = []
-    left = asyncio.Event()
+    asked, left = asyncio.Event(), asyncio.Event()
 
     async def script(line: Line) -> None:
         await line.read_head()
+        asked.set()
         got.append(await line.reader.read())
         left.set()
 
     async with origin(script) as pod, front({POD: pod.port}) as proxy:
         client = await proxy.client()
         await client.send(f"POST / HTTP/1.1\r\nHost: {name()}\r\nContent-Length: 10\r\n\r\nabc".encode())
-        client.writer.write_eof()
         async with asyncio.timeout(DEADLINE):
+            await asked.wait()
+            client.writer.write_eof()
             await left.wait()
         assert got[0] in (b"", b"abc")
+
+
+async def test_visitors_that_leave_while_the_pod_is_being_connected_leave_nothing_behind() -> None:
+    async with origin() as pod, front({POD: pod.port}) as proxy:
+        for number in range(100):
+            client = await proxy.client()
+            await client.send(f"POST / HTTP/1.1\r\nHost: {name()}\r\nContent-Length: 9\r\n\r\n".encode())
+            for _ in range(number % 7):  # at different moments of the connect
+                await asyncio.sleep(0)
+            await client.aclose()
+        assert (await proxy.get(name())).body == b"hello"
+        proxy.stop()
+        await proxy.stopped()  # waits for every connection to a pod
 
 
 # Streams.
@@ -604,7 +625,9 @@ async def test_a_slow_visitor_slows_the_pod_down() -> None:
         async with asyncio.timeout(DEADLINE):
             left = size
             while left:
-                left -= len(await client.reader.read(MIB))
+                data = await client.reader.read(MIB)
+                assert data, f"cut with {left} bytes left"
+                left -= len(data)
         assert (await client.get(ZONE)).body == b"api"
 
 
@@ -617,7 +640,9 @@ async def test_a_slow_pod_slows_the_visitor_down() -> None:
         await go.wait()
         left = size
         while left:
-            left -= len(await line.reader.read(MIB))
+            data = await line.reader.read(MIB)
+            assert data, f"cut with {left} bytes left"
+            left -= len(data)
         await line.send(ANSWER)
 
     async with origin(script) as pod, front({POD: pod.port}) as proxy:

@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -51,9 +51,12 @@ class Running:
     port: int
     mark: Path
     log: Path
+    clients: list[Raw] = field(default_factory=list)
 
     async def client(self) -> Raw:
-        return Raw(*await asyncio.open_connection(self.address, self.port))
+        client = Raw(*await asyncio.open_connection(self.address, self.port))
+        self.clients.append(client)
+        return client
 
     async def get(self, host: str) -> bytes:
         client = await self.client()
@@ -69,6 +72,9 @@ class Running:
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         if self.process.returncode is None:
             self.process.send_signal(number)
+        return await self.ended()
+
+    async def ended(self) -> int:
         async with asyncio.timeout(DEADLINE):
             return await self.process.wait()
 
@@ -105,6 +111,8 @@ async def running(
             yield found
         finally:
             await found.end(signal.SIGKILL)
+            for client in found.clients:
+                await client.aclose()
             await api.aclose()
             await feed.aclose()
 
@@ -169,7 +177,7 @@ async def test_a_stop_signal_lets_a_begun_request_finish_and_nothing_new_in() ->
         answer = await client.answer()
         assert (answer.body, answer.one("connection")) == (b"hello", "close")
         await client.aclose()
-        assert await proxy.end() == 0
+        assert await proxy.ended() == 0
 
 
 async def test_what_does_not_finish_in_time_does_not_hold_up_the_stop() -> None:
@@ -201,7 +209,7 @@ async def test_ctrl_c_stops_it_as_well() -> None:
     async with origin() as pod, running(pod) as proxy:
         for pid in [proxy.process.pid, *proxy.workers()]:
             os.kill(pid, signal.SIGINT)
-        assert await proxy.end() == 0
+        assert await proxy.ended() == 0
         assert "Traceback" not in proxy.log.read_text()
 
 

@@ -1,0 +1,249 @@
+"""`make bench`: every measurement, one after the other; prints them and writes docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from codius_node.podman_service import choose_runtime
+from tests.bench import memory, network, upload
+from tests.harness.namespaces import missing_privilege
+from tests.harness.podman_service import find_missing
+
+DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+MAX_GROWTH: Final = 1.5
+"""Of the time to attach a pod's network, from the fewest pods to the most: less is noise, so it is flat."""
+BUSY_LOAD: Final = 0.7
+"""Load average of the last minute above which the numbers come with a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; `good` is None where there is no target."""
+
+    what: str
+    measured: str
+    target: str = ""
+    good: bool | None = None
+
+    @property
+    def verdict(self) -> str:
+        return {True: "met", False: "missed", None: ""}[self.good]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    upload: upload.Measurement
+    network: Sequence[network.Measurement]
+    memory: memory.Measurement
+
+    @property
+    def growth(self) -> float:
+        return self.network[-1].attach / self.network[0].attach
+
+
+def rows(results: Results) -> list[Row]:
+    """What the targets say, and what was measured."""
+    uploads, pods = results.upload, results.network
+    run = "podman run --publish" if uploads.published else "podman run --network=host"
+    table = [
+        Row("upload sent to first page, image present: p50", f"{uploads.upload:.0f} ms"),
+        Row(f"`{run}` to first page: p50", f"{uploads.run:.0f} ms"),
+        Row(
+            "ratio of the two",
+            f"{uploads.ratio:.2f}",
+            f"at most {upload.TARGET_RATIO}",
+            uploads.ratio <= upload.TARGET_RATIO,
+        ),
+    ]
+    if uploads.published:
+        table.append(
+            Row(
+                "`podman run --network=host`, which makes no network: p50, ratio",
+                f"{median(uploads.bare):.0f} ms, {uploads.bare_ratio:.2f}",
+            )
+        )
+    return [
+        *table,
+        Row(
+            f"{len(uploads.at_once)} uploads at once: half of them, all of them answer",
+            f"{median(uploads.at_once) / 1000:.1f} s, {max(uploads.at_once) / 1000:.1f} s",
+            "all succeed",
+            len(uploads.at_once) == upload.AT_ONCE,
+        ),
+        Row(
+            f"attaching a pod's network at {_join(str(m.pods) for m in pods)} pods: median",
+            f"{_join(f'{m.attach:.1f}' for m in pods)} ms",
+            f"flat: growth at most {MAX_GROWTH}",
+            results.growth <= MAX_GROWTH,
+        ),
+        Row(f"the same, from {pods[0].pods} to {pods[-1].pods} pods: growth", f"{results.growth:.2f}"),
+        Row(
+            "the whole host at rest: RSS of its processes together",
+            f"{results.memory.rss:.0f} MiB",
+            f"at most {memory.TARGET_MIB:.0f} MiB",
+            results.memory.rss <= memory.TARGET_MIB,
+        ),
+        Row("the same, shared pages counted once: PSS", f"{results.memory.pss:.0f} MiB"),
+        Row("podman's own service beside it: RSS", f"{results.memory.podman.rss:.0f} MiB"),
+    ]
+
+
+def _join(parts: Iterable[str]) -> str:
+    return ", ".join(parts)
+
+
+def describe_machine() -> dict[str, str]:
+    """What the numbers depend on."""
+    cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    total = re.search(r"^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    podman = subprocess.run(["podman", "--version"], capture_output=True, text=True, check=True).stdout
+    return {
+        "CPU": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
+        "memory": f"{int(total[1]) / 2**20:.0f} GiB" if total else "unknown",
+        "system": f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",
+        "podman": f"{podman.split()[-1]}, runtime {choose_runtime()}",
+        "Python": platform.python_version(),
+    }
+
+
+async def measure() -> Results:
+    # the most delicate first: nothing else has warmed or tired the machine
+    uploads = await upload.measure()
+    resting = await memory.measure()
+    return Results(uploads, await network.measure(), resting)
+
+
+def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
+    return {
+        "machine": machine,
+        "upload": upload.as_document(results.upload),
+        "network": network.as_document(results.network),
+        "memory": memory.as_document(results.memory),
+        "missed": [row.what for row in rows(results) if row.good is False],
+    }
+
+
+ABOUT: Final = """\
+# Benchmarks
+
+Written by `make bench`, which takes about two minutes and needs root. It measures in network
+namespaces of its own, with a podman of its own. Run it on a quiet machine, and read ratios before
+times: they are of rounds taken in turn, so that both sides meet the machine in the same mood.
+"""
+ABOUT_UPLOAD: Final = """\
+## Upload to first page
+
+The clock runs from sending `POST /pods` to the first 200 of the pod's page, both through the front
+door on connections that are open already; the page is asked for every millisecond. So it includes the
+API, the database, podman, a network with its firewall, the feed and the front door.
+
+Beside it `podman run --detach` of the same image on the same storage, from the start of the command
+to the page. With `--publish` podman does what an upload does: a network namespace, a link, rules for
+a port. With `--network=host` it makes no network at all, the least a container can cost; an upload
+starts two containers (in podman's pods one holds the namespaces) and cannot come near that.
+Alone: `python -m tests.bench.upload`.
+
+Where an upload's time goes, by timing the calls of a node in one process:
+
+| step | ms, median |
+|---|---|
+"""
+ABOUT_NETWORK: Final = """
+## A pod's network
+
+Links, addresses, routes and firewall elements for one more pod while so many are there; `start` is a
+restart of the node that adopts all of them. Alone: `python -m tests.bench.network`.
+
+| pods | attach ms | detach ms | start ms |
+|---|---|---|---|
+"""
+ABOUT_MEMORY: Final = """
+## Memory at rest
+
+`codiusd run` after a pod with a private variable came up and every page was asked for, so that
+everything is loaded. RSS counts shared pages in every process that has them; PSS divides them, and its
+sum is what the machine would get back. Each further worker of the front door (`CODIUS_PROXY_WORKERS`)
+adds one line. podman's service is not ours and stands apart. Alone: `python -m tests.bench.memory`.
+
+| process | RSS MiB | PSS MiB |
+|---|---|---|
+"""
+
+
+def render(results: Results, machine: dict[str, str]) -> str:
+    """docs/benchmarks.md."""
+    resting = results.memory
+    return "".join(
+        (
+            ABOUT,
+            "\n| this machine | |\n|---|---|\n",
+            *(f"| {name} | {value} |\n" for name, value in machine.items()),
+            "\n| what | measured | target | |\n|---|---|---|---|\n",
+            *(f"| {row.what} | {row.measured} | {row.target} | {row.verdict} |\n" for row in rows(results)),
+            "\n",
+            ABOUT_UPLOAD,
+            *(f"| {name} | {time:.1f} |\n" for name, time in results.upload.phases.items()),
+            ABOUT_NETWORK,
+            *(f"| {m.pods} | {m.attach:.1f} | {m.detach:.1f} | {m.restart:.1f} |\n" for m in results.network),
+            ABOUT_MEMORY,
+            *(f"| {p.name} | {p.rss:.1f} | {p.pss:.1f} |\n" for p in resting.processes),
+            f"| **together** | {resting.rss:.1f} | {resting.pss:.1f} |\n",
+            f"| {resting.podman.name} | {resting.podman.rss:.1f} | {resting.podman.pss:.1f} |\n",
+        )
+    )
+
+
+def show(console: Console, results: Results) -> None:
+    table = Table("what", "measured", "target", "", header_style="bold")
+    for row in rows(results):
+        colour = {True: "green", False: "red", None: ""}[row.good]
+        table.add_row(row.what.replace("`", ""), row.measured, row.target, row.verdict, style=colour)
+    console.print(table)
+    steps = Table("where an upload's time goes", "ms", header_style="bold")
+    for name, time in results.upload.phases.items():
+        steps.add_row(name, f"{time:.1f}")
+    console.print(steps)
+
+
+def main() -> int:
+    """Exit status 0 when every target is met."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    if reason := missing_privilege() or ", ".join(find_missing()):
+        print(f"make bench: missing: {reason}; run `sudo make bench`", file=sys.stderr)
+        return 1
+    console = Console(stderr=options.json)
+    if (load := os.getloadavg()[0]) > BUSY_LOAD:
+        console.print(
+            f"[yellow]The machine is busy (load {load:.1f}): only the ratios mean something.[/yellow]"
+        )
+    with console.status("measuring; about two minutes"):
+        results = asyncio.run(measure())
+    machine = describe_machine()
+    DOCUMENT.write_text(render(results, machine))
+    if options.json:
+        print(json.dumps(as_document(results, machine)))
+    else:
+        show(console, results)
+        console.print(f"written: {DOCUMENT.name}", style="dim")
+    return int(any(row.good is False for row in rows(results)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
