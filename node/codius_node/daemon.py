@@ -87,6 +87,7 @@ async def open_node(
         )
         peers = Peers(store, bootstrap=settings.bootstrap_peers, own=settings.public_uri, clock=clock)
         await peers.start()
+        stack.push_async_callback(reconciler.aclose)
         await reconciler.recover()
 
         await feed.start(settings.feed_socket)

@@ -8,7 +8,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from ipaddress import IPv4Address, IPv4Network
@@ -380,25 +380,34 @@ class Engine:
                     await self._wire(pod)
                     self._publish(pod)
                 case lifecycle.Restart():
-                    await self._restart(pod, step)
+                    await self._restart(pod)
 
-    async def _restart(self, pod: Pod, step: lifecycle.Restart) -> None:
-        """Bring a paid pod back after its containers are gone; the outage is given back first."""
+    async def give_back(self, step: lifecycle.Restart) -> None:
+        """The time a pod stood still, as its plan counted it; NotFoundError and the like are no harm."""
+        with suppress(NotFoundError, PodChangedError):
+            await self._give_back(step.pod, step.expires_at - step.pod.expires_at)
+
+    async def _give_back(self, pod: Pod, outage: timedelta) -> Pod:
+        if not outage:
+            return pod
+        nothing = Receipt(rail="outage", price=0, currency=self._rail.currency, token=None)
+        entry = _entry(pod.hash, EntryKind.CREDIT, math.ceil(outage.total_seconds()), nothing, self._clock())
+        return await self._store.move_expiry(
+            pod.hash, pod.expires_at + outage, expected=pod.expires_at, entry=entry
+        )
+
+    async def _restart(self, pod: Pod) -> None:
+        """Bring a paid pod back after its containers are gone; what that takes is given back as well."""
         self._routes.unpublish(pod.hash)
-        outage = step.expires_at - step.pod.expires_at
-        if outage:
-            given_back = Receipt(rail="outage", price=0, currency=self._rail.currency, token=None)
-            entry = _entry(
-                pod.hash, EntryKind.CREDIT, math.ceil(outage.total_seconds()), given_back, self._clock()
-            )
-            pod = await self._store.move_expiry(
-                pod.hash, step.expires_at, expected=step.pod.expires_at, entry=entry
-            )
-        await self._network.detach(pod.address)
-        await self._containers.remove(pod.hash)
-        async with AsyncExitStack() as undo:
-            await self._start(pod, undo, _say_nothing)
-            undo.pop_all()
+        began = self._clock()
+        try:
+            await self._network.detach(pod.address)
+            await self._containers.remove(pod.hash)
+            async with AsyncExitStack() as undo:
+                await self._start(pod, undo, _say_nothing)
+                undo.pop_all()
+        finally:
+            pod = await self._give_back(pod, self._clock() - began)
         self._publish(pod)
         logger.info("pod %s: running again until %s", pod.hash, pod.expires_at.isoformat())
 
@@ -418,6 +427,7 @@ class Engine:
         await self._network.detach(pod.address)
         await self._containers.remove(pod.hash)
         await self._store.remove_pod(pod.hash)
+        self._half_undone.discard(pod.hash)
         logger.info("pod %s: gone", pod.hash)
 
     def publish_wired(self, pods: Sequence[Pod], wired: Collection[IPv4Address]) -> None:
@@ -502,7 +512,7 @@ class AddressPool:
     def go_on_after(self, used: Iterable[IPv4Address]) -> None:
         """As if the last of these had just been handed out."""
         for address in used:
-            self._cursor = max(self._cursor, int(address) - self._first + 1) % self._count
+            self._cursor = (int(address) - self._first + 1) % self._count
 
     def next_free(self, taken: Collection[IPv4Address]) -> IPv4Address:
         """HostFullError when every address is taken."""

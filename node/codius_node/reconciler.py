@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
 from codius_node import lifecycle
 from codius_node.engine import ContainerEngine, Engine, Network
 from codius_node.errors import CodiusError
+from codius_node.model import ManifestHash
 from codius_node.store import Store
 
 logger = logging.getLogger(__name__)
@@ -19,6 +21,8 @@ SWEEP_SECONDS: Final = 30.0
 """Between two full comparisons when nothing is due: what dies unasked stays dead no longer."""
 RETRY_SECONDS: Final = 5.0
 """After a comparison that could not be made: podman or the disk may be back soon."""
+RECOVERY_SECONDS: Final = 60.0
+"""How long a start waits for its pods; an image that is slow to come must not keep the host away."""
 MIN_PAUSE_SECONDS: Final = 0.25
 """Between two comparisons, however much is due: expiry stays exact to well within a second."""
 LAST_ALIVE_SETTING: Final = "last_alive"
@@ -41,6 +45,7 @@ class Reconciler:
         self._containers = containers
         self._network = network
         self._clock = clock
+        self._under_way: dict[ManifestHash, asyncio.Task[None]] = {}  # one step a pod at a time
 
     async def recover(self) -> None:
         """After a start: the network of every pod in one transaction, then the first comparison.
@@ -54,11 +59,17 @@ class Reconciler:
         self._engine.publish_wired(pods, live)
         try:
             await self.reconcile()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RECOVERY_SECONDS):
+                    await self.settle()
         except CodiusError as error:
             logger.warning("pods cannot be looked after yet: %s. %s", error, error.hint or "")
 
     async def reconcile(self) -> None:
-        """One comparison and its steps. Errors of single pods are logged and tried again next time."""
+        """One comparison; its steps are begun, and none waits for another pod's (a restart may pull).
+
+        Errors of single pods are logged and tried again next time.
+        """
         await self._engine.retire_routes()
         in_flight = self._engine.in_flight
         # Wanted before found: a pod that comes up in between is then found without a row, and a step that
@@ -73,12 +84,28 @@ class Reconciler:
             now=now,
             last_alive=await self._last_alive(),
             linked=linked,
-            in_flight=in_flight | self._engine.in_flight,
+            in_flight=in_flight | self._engine.in_flight | self._under_way.keys(),
         )
-        async with asyncio.TaskGroup() as group:
-            for step in steps:
-                group.create_task(self._apply(step), name=f"{type(step).__name__.lower()}-{step.hash}")
+        # Given back before the sign of life is written: what it is counted from must not be lost between.
+        for step in steps:
+            if isinstance(step, lifecycle.Restart):
+                await self._engine.give_back(step)
         await self._store.set_setting(LAST_ALIVE_SETTING, now.isoformat(), now=now)
+        for step in steps:
+            name = f"{type(step).__name__.lower()}-{step.hash}"
+            self._under_way[step.hash] = asyncio.create_task(self._apply(step), name=name)
+
+    async def settle(self) -> None:
+        """Until no step is under way."""
+        while self._under_way:
+            await asyncio.wait(self._under_way.values())
+
+    async def aclose(self) -> None:
+        """Steps under way are cut short; the next start ends them."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def run(self) -> None:
         """For ever: wait until something is due, compare, act."""
@@ -115,6 +142,8 @@ class Reconciler:
             logger.warning("pod %s: %s failed: %s", step.hash, type(step).__name__.lower(), error)
         except Exception:  # one pod's surprise must not end the care for all others
             logger.exception("pod %s: %s failed", step.hash, type(step).__name__.lower())
+        finally:
+            del self._under_way[step.hash]
 
     async def _last_alive(self) -> datetime | None:
         saved = await self._store.get_setting(LAST_ALIVE_SETTING)

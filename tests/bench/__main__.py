@@ -107,8 +107,8 @@ def _join(parts: Iterable[str]) -> str:
     return ", ".join(parts)
 
 
-def describe_machine() -> dict[str, str]:
-    """What the numbers depend on."""
+def describe_machine(load: float) -> dict[str, str]:
+    """What the numbers depend on; `load` is the machine's own before we began."""
     cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     total = re.search(r"^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     podman = subprocess.run(["podman", "--version"], capture_output=True, text=True, check=True).stdout
@@ -118,6 +118,7 @@ def describe_machine() -> dict[str, str]:
         "system": f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}",
         "podman": f"{podman.split()[-1]}, runtime {choose_runtime()}",
         "Python": platform.python_version(),
+        "load before": f"{load:.1f}{' (busy: only the ratios mean something)' if load > BUSY_LOAD else ''}",
     }
 
 
@@ -235,7 +236,7 @@ def main() -> int:
         )
     with console.status("measuring; about two minutes"):
         results = asyncio.run(measure())
-    machine = describe_machine()
+    machine = describe_machine(load)
     DOCUMENT.write_text(render(results, machine))
     if options.json:
         print(json.dumps(as_document(results, machine)))

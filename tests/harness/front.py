@@ -45,7 +45,8 @@ class Feed:
         for _ in range(3):  # what was accepted a moment ago gets its transport, and so its end
             await asyncio.sleep(0)
         for writer in self._writers:
-            writer.transport.abort()
+            if not writer.is_closing():
+                writer.transport.abort()
         self._writers.clear()
         await asyncio.sleep(0)
         self.path.unlink(missing_ok=True)

@@ -142,8 +142,10 @@ class Origin:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in list(self._writers):
-            writer.transport.abort()
+        for writer in self._writers:
+            # asyncio 3.11 cannot abort a transport that has closed by itself.
+            if not writer.is_closing() or writer.transport.get_write_buffer_size():
+                writer.transport.abort()
         await asyncio.sleep(0)
         if self.errors:
             raise self.errors[0]
@@ -173,8 +175,7 @@ class Origin:
         except Exception as error:  # noqa: BLE001 - shown by aclose
             self.errors.append(error)
         finally:
-            self._writers.discard(line.writer)
-            line.writer.transport.abort()
+            line.writer.close()  # after the last bytes; aclose cuts it if they do not go
 
     async def _serve(self, line: Line) -> None:
         while (request := await line.read_request()) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +24,7 @@ from codius_node.errors import (
     PodStartError,
     StoreError,
 )
-from codius_node.model import FoundPod, ManifestHash, PodState
+from codius_node.model import FoundPod, ManifestHash, PodState, PullProgress
 from codius_node.store import EntryKind
 from tests.harness.engine import GIB, NOON, World, make_upload, open_world
 
@@ -92,6 +92,7 @@ async def test_what_cannot_be_undone_yet_is_found_by_the_reconciler(world: World
         await world.engine.upload(make_upload(), 600, token=None)
     assert len(await world.containers.find_pods()) == 1
     await world.reconciler.reconcile()
+    await world.reconciler.settle()
     await nothing_is_left(world)
 
 
@@ -258,6 +259,7 @@ async def test_expiry_withdraws_the_route_first_and_the_row_last(world: World) -
     world.diary.take()
     world.clock.forward(seconds=600)
     await world.reconciler.reconcile()
+    await world.reconciler.settle()
     assert world.diary.take() == ["unpublish", "detach", "remove"]
     assert await world.store.pods() == []
 
@@ -277,6 +279,7 @@ async def test_a_pod_extended_between_plan_and_step_stays(world: World) -> None:
     await world.engine.extend(pod.hash, 60, token=None)
     world.clock.forward(seconds=2)
     await world.reconciler.reconcile()
+    await world.reconciler.settle()
     assert pod.hash in world.routes.table
 
 
@@ -285,8 +288,10 @@ async def test_an_expiry_that_fails_half_way_is_ended_next_time(world: World) ->
     world.clock.forward(seconds=600)
     world.diary.fails["remove"] = EngineError("podman is away")
     await world.reconciler.reconcile()
+    await world.reconciler.settle()
     assert [pod.state for pod in await world.store.pods()] == [PodState.STOPPING]
     await world.reconciler.reconcile()
+    await world.reconciler.settle()
     assert await world.store.pods() == []
     assert await world.containers.find_pods() == []
 
@@ -301,6 +306,7 @@ async def test_a_pod_that_comes_up_while_podman_is_asked_is_left_alone(world: Wo
 
     world.containers.find_pods = slow  # type: ignore[method-assign]
     await world.reconciler.reconcile()
+    await world.reconciler.settle()
     assert world.diary.take().count("create") == 1
     assert len(world.routes.table) == 1
 
@@ -327,6 +333,7 @@ async def test_a_surprise_with_one_pod_does_not_end_the_care_for_others(world: W
 
     world.containers.remove = surprise  # type: ignore[method-assign]
     await world.reconciler.reconcile()
+    await world.reconciler.settle()
     assert [pod.hash for pod in await world.store.pods()] == [pods[0].hash]
 
 
@@ -353,6 +360,7 @@ async def test_after_a_power_cut_pods_are_made_again_and_the_outage_is_given_bac
     async with open_world(tmp_path) as before:
         pod = await before.engine.upload(make_upload(), 600, token=None)
         await before.reconciler.reconcile()  # the last sign of life
+        await before.reconciler.settle()
         clock = before.clock
     clock.forward(seconds=1000)
     async with open_world(tmp_path, clock=clock) as after:
@@ -370,16 +378,63 @@ async def test_a_pod_that_cannot_be_started_again_loses_no_time(tmp_path: Path) 
     async with open_world(tmp_path) as world:
         pod = await world.engine.upload(make_upload(), 600, token=None)
         await world.reconciler.reconcile()
+        await world.reconciler.settle()
         world.containers.lose(pod.hash)
         for _ in range(3):
             world.clock.forward(seconds=400)
             world.diary.fails["pull"] = ImageError("the registry is away")
             await world.reconciler.reconcile()
+            await world.reconciler.settle()
             assert world.routes.table == {}
         world.clock.forward(seconds=1)
         await world.reconciler.reconcile()
+        await world.reconciler.settle()
         assert (await world.engine.get(pod.hash)).expires_at == pod.expires_at + timedelta(seconds=1201)
         assert pod.hash in world.routes.table
+
+
+async def test_a_restart_that_takes_long_holds_nobody_up_and_is_given_back(world: World) -> None:
+    slow = await world.engine.upload(make_upload("slow"), 600, token=None)
+    other = await world.engine.upload(make_upload("other"), 60, token=None)
+    await world.reconciler.reconcile()
+    world.containers.lose(slow.hash)
+    pulling, pulled = asyncio.Event(), asyncio.Event()
+
+    async def pull(image: str) -> AsyncGenerator[PullProgress, None]:
+        pulling.set()
+        await pulled.wait()
+        yield PullProgress(image, "here at last")
+
+    world.containers.pull = pull  # type: ignore[method-assign]
+    await world.reconciler.reconcile()
+    await pulling.wait()
+    world.clock.forward(seconds=100)
+    await world.reconciler.reconcile()
+    async with asyncio.timeout(5):
+        while await world.store.find_pod(other.hash) is not None:
+            await asyncio.sleep(0)
+    pulled.set()
+    await world.reconciler.settle()
+    assert (await world.engine.get(slow.hash)).expires_at == slow.expires_at + timedelta(seconds=100)
+    assert set(world.routes.table) == {slow.hash}
+
+
+async def test_a_node_that_stops_in_the_middle_of_a_restart_cuts_it_short(world: World) -> None:
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    world.containers.lose(pod.hash)
+    pulling = asyncio.Event()
+
+    async def pull(image: str) -> AsyncGenerator[PullProgress, None]:
+        pulling.set()
+        await asyncio.Event().wait()
+        yield PullProgress(image, "never")
+
+    world.containers.pull = pull  # type: ignore[method-assign]
+    await world.reconciler.reconcile()
+    await pulling.wait()
+    await world.reconciler.aclose()
+    assert [row.state for row in await world.store.pods()] == [PodState.RUNNING]
+    assert await world.containers.find_pods() == []
 
 
 async def test_what_a_killed_upload_left_is_removed(tmp_path: Path) -> None:

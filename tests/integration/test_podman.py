@@ -155,7 +155,7 @@ async def test_a_running_container_that_was_restarted_has_failed(
 ) -> None:
     await bring_up(podman, make_spec(images.talker))
     fake.pods[f"codius-{HASH}"].containers[f"codius-{HASH}-c0"].restarts = 1
-    with pytest.raises(Exception, match="exited with code 0"):
+    with pytest.raises(Exception, match="exited"):
         await podman.check_members(HASH)
 
 
