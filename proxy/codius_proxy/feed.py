@@ -62,7 +62,7 @@ class FeedReader:
             if not self._followed and not isinstance(message, Snapshot):
                 raise FeedError("the feed did not begin with a snapshot")
             for target in self._table.apply(message):
-                pass
+                self._on_gone(target)
             if not self._followed:
                 self._followed = True
                 logger.info("the feed at %s: %d routes", self._path, len(self._table))
