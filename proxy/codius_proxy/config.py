@@ -18,6 +18,8 @@ class Timeouts:
     body: float = 30.0  # without one byte of progress of a body somebody should read or send
     connect: float = 5.0  # to a pod or to the API: both are on this machine
     first_byte: float = 60.0  # from the complete request to the answer's head
+    api_first_byte: float = 1800.0  # the same for the host's API: an upload waits for its images
+    gone: float = 2.0  # what begun answers get when their pod's route goes; the node drains for 1 s
     stream: float = 3600.0  # a started answer that says nothing: event streams and followed logs
     tunnel: float = 3600.0  # an upgraded connection without a byte either way
     half_close: float = 5.0  # a visitor that shut its side: waiting for an answer, or gone

@@ -34,7 +34,7 @@ from codius_proxy.http1 import (
 )
 from codius_proxy.pages import Refusal
 from codius_proxy.site import Site
-from codius_proxy.upstream import Destination, Failure, Fault, TargetConnection, explain, reset
+from codius_proxy.upstream import Api, Destination, Failure, Fault, TargetConnection, explain, reset
 
 logger = logging.getLogger(__name__)
 
@@ -665,7 +665,8 @@ class VisitorConnection(asyncio.Protocol):
             elif self._started:
                 self._wait(timeouts.stream)
             elif self._request_done and not self._target_blocked:
-                self._wait(timeouts.first_byte)
+                to_api = isinstance(self._destination, Api)
+                self._wait(timeouts.api_first_byte if to_api else timeouts.first_byte)
             else:
                 self._wait(timeouts.body)
 

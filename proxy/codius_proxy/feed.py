@@ -13,7 +13,7 @@ from codius_proxy.routes import MAX_LINE, FeedError, RouteTable, Snapshot, Targe
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE: Final = 0.05  # seconds before the first try to reconnect: a restart is quick
-LONGEST_PAUSE: Final = 2.0  # seconds; an upload after a long outage should not wait for us
+LONGEST_PAUSE: Final = 0.25  # seconds; an upload after an outage should not wait for us
 
 
 class FeedReader:

@@ -43,6 +43,7 @@ class Site:
             idle_per_target=config.limits.idle_per_target,
             idle_for=config.timeouts.pooled,
             closing_for=config.timeouts.body,
+            gone_for=config.timeouts.gone,
             clock=lambda: self.now,
         )
         self._api = Api(config.api_socket)
@@ -71,7 +72,7 @@ class Site:
             return _explain_api(failure)
         if failure.fault is Fault.REFUSED:
             return Refusal(
-                502,
+                503,
                 "The pod is here, but nothing in it takes connections on the manifest's port.",
                 "The pod may still be starting. If you own it: check `port` in its manifest, and its logs.",
             )

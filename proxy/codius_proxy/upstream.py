@@ -183,6 +183,11 @@ class TargetConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def break_off(self) -> None:
+        """End now, and let whoever waits for the rest know."""
+        if self._transport is not None:
+            self._transport.abort()
+
     # What the event loop tells us.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -314,16 +319,23 @@ class Pool:
     """Connections to all targets: the busy ones counted, the idle ones kept, last used first."""
 
     def __init__(
-        self, *, idle_per_target: int, idle_for: float, closing_for: float, clock: Callable[[], float]
+        self,
+        *,
+        idle_per_target: int,
+        idle_for: float,
+        closing_for: float,
+        gone_for: float,
+        clock: Callable[[], float],
     ) -> None:
         self._idle_per_target = idle_per_target
         self._idle_for = idle_for
         self._closing_for = closing_for
+        self._gone_for = gone_for
         self._clock = clock
         self._idle: dict[Destination, list[TargetConnection]] = {}
         self._busy: dict[Destination, int] = {}
         self._open: set[TargetConnection] = set()
-        self._closing: dict[TargetConnection, float] = {}
+        self._closing: dict[TargetConnection, float] = {}  # until when, at the latest
         self._gone = asyncio.Event()
 
     def enter(self, destination: Destination, limit: int) -> bool:
@@ -353,6 +365,9 @@ class Pool:
         return None
 
     def put(self, connection: TargetConnection) -> None:
+        if connection in self._closing:  # its pod is gone
+            connection.abort()
+            return
         idle = self._idle.setdefault(connection.destination, [])
         connection.idle_since = self._clock()
         idle.append(connection)
@@ -360,9 +375,13 @@ class Pool:
             idle.pop(0).abort()
 
     def forget(self, destination: Destination) -> None:
-        """The pod is gone: its address may soon be another one's."""
+        """The pod is gone: its address may soon be another one's, and its link is cut without a word."""
         for connection in self._idle.pop(destination, ()):
             connection.abort()
+        deadline = self._clock() + self._gone_for
+        for connection in self._open:
+            if connection.destination == destination:
+                self._closing.setdefault(connection, deadline)
 
     async def connect(self, destination: Destination) -> TargetConnection:
         """A new connection; OSError when there is none to be had."""
@@ -381,7 +400,7 @@ class Pool:
         return connection
 
     def sweep(self) -> None:
-        """End what idled too long, and what does not get its last bytes sent."""
+        """End what idled too long, what does not get its last bytes sent, and what a gone pod began."""
         now = self._clock()
         for destination, idle in list(self._idle.items()):
             while idle and now - idle[0].idle_since > self._idle_for:
@@ -389,7 +408,7 @@ class Pool:
             if not idle:
                 del self._idle[destination]
         for connection in [found for found, deadline in self._closing.items() if deadline < now]:
-            connection.abort()
+            connection.break_off()
 
     def opened(self, connection: TargetConnection) -> None:
         self._open.add(connection)

@@ -314,13 +314,7 @@ DIFFERENCES: Final = [
         "pods: ws to the host name",
         says="there is no GET /ws",
     ),
-    *differ(
-        502,
-        "the pod is there and its port is not; 503 is for a pod that is being started",
-        "pods: proxy to crashed pod",
-        says="nothing in it takes connections",
-    ),
-    *differ(502, COMPLETE, "pods: ws to crashed pod", says="nothing in it takes connections"),
+    *differ(503, COMPLETE, "pods: ws to crashed pod", says="nothing in it takes connections"),
 ]
 
 

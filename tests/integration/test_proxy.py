@@ -91,14 +91,14 @@ async def test_a_person_gets_a_page_and_a_websocket_client_a_complete_refusal() 
 # Faults.
 
 
-async def test_a_pod_that_refuses_gets_its_visitor_502_and_the_connection_goes_on() -> None:
+async def test_a_pod_that_refuses_gets_its_visitor_503_and_the_connection_goes_on() -> None:
     async with front({POD: closed_port()}) as proxy:
         client = await proxy.client()
-        check_refusal(await client.get(name()), 502)
-        check_refusal(await client.get(name()), 502)
+        check_refusal(await client.get(name()), 503)
+        check_refusal(await client.get(name()), 503)
         assert (await client.get(ZONE)).body == b"api"
         head = await client.get(name(), method="HEAD")
-        assert (head.status, int(head.one("content-length")) > 0) == (502, True)
+        assert (head.status, int(head.one("content-length")) > 0) == (503, True)
         assert (await client.get(ZONE)).body == b"api"
 
 

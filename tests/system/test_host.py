@@ -371,9 +371,6 @@ async def test_an_expired_pod_is_gone_everywhere(world: World) -> None:
     assert world.ledger(hash) == ["upload", "upload"]
 
 
-@pytest.mark.xfail(
-    reason="the front door never learns that the rest will not come: a cut link sends no FIN", strict=False
-)
 async def test_a_visitor_in_the_middle_of_a_download_at_expiry_gets_an_end_not_a_hang(world: World) -> None:
     endless = r"printf 'HTTP/1.1 200 OK\r\n\r\n'; while :; do echo tick; sleep 0.1; done"
     command = (BUSYBOX, "nc", "-ll", "-p", "8080", "-e", "/bin/sh", "-c", endless)
