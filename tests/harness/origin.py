@@ -114,7 +114,7 @@ class Origin:
         self.connections = 0
         self.errors: list[BaseException] = []
         self.arrived = asyncio.Event()
-        self._script = script or self._serve
+        self.script = script or self._serve
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -169,7 +169,7 @@ class Origin:
 
     async def _run(self, line: Line) -> None:
         try:
-            await self._script(line)
+            await self.script(line)
         except (ConnectionError, asyncio.CancelledError, asyncio.IncompleteReadError):
             pass
         except Exception as error:  # noqa: BLE001 - shown by aclose

@@ -1038,6 +1038,44 @@ async def test_a_route_that_goes_takes_its_kept_alive_connections_along() -> Non
             await ended.wait()
 
 
+async def test_a_route_that_goes_ends_the_answers_its_pod_began() -> None:
+    async def script(line: Line) -> None:
+        await line.read_head()
+        await line.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n")
+        await line.reader.read()  # and no more: its link is cut without a word
+
+    async with origin(script) as pod, front({POD: pod.port}, timeouts=Timeouts(gone=0.1)) as proxy:
+        client = await proxy.client()
+        await client.send(f"GET / HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode())
+        assert (await client.head()).status == 200
+        proxy.feed.remove(POD)
+        async with asyncio.timeout(DEADLINE):
+            rest = await client.reader.read()
+        assert not rest.endswith(b"0\r\n\r\n")  # an end that nobody takes for the answer's
+
+
+async def test_an_upload_may_take_longer_than_a_pods_answer() -> None:
+    pulled = asyncio.Event()
+
+    async def slow(line: Line) -> None:
+        await line.read_head()
+        await pulled.wait()
+        await line.send(ANSWER)
+
+    async def silent(line: Line) -> None:
+        await line.read_head()
+        await line.reader.read()
+
+    async with origin(silent) as pod, front({POD: pod.port}, timeouts=Timeouts(first_byte=0.1)) as proxy:
+        proxy.api.script = slow
+        upload = asyncio.create_task(proxy.get(ZONE))
+        check_refusal(await proxy.get(name()), 504)
+        check_refusal(await proxy.get(name()), 504)
+        assert not upload.done()
+        pulled.set()
+        assert (await upload).status == 200
+
+
 # Draining.
 
 
