@@ -32,6 +32,7 @@ from tests.harness.sample import SAMPLE_FILES, SAMPLE_NAME, sample_manifest
 
 SECRET: Final = "only the pod knows"
 FETCH_SECONDS: Final = 10.0
+INTERRUPTED: Final = 130
 PRIVATE_NEIGHBOUR: Final = IPv4Address("10.1.2.3")
 """Something in a private range behind the host's uplink, that no pod may reach."""
 NC: Final = ("/bin/busybox", "nc", "-w", "1")
@@ -55,6 +56,7 @@ class Story:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._number = 0
+        self.interrupted = False
 
     @contextmanager
     def step(self, doing: str) -> Iterator[Callable[[str], None]]:
@@ -99,7 +101,7 @@ async def tell(story: Story, directory: Path, stack: AsyncExitStack, *, keep: bo
         left = datetime.fromisoformat(str(pod["expiry"])) - datetime.now().astimezone()
         say(f"codiusd pods: paid for {_duration(left.total_seconds())} more")
     if keep:
-        _wait(host, f"{host.origin.replace('://', f'://{hash}.')}/")
+        await _wait(host, f"{host.origin.replace('://', f'://{hash}.')}/")
     with story.step("cleaning up") as say:
         await stack.aclose()
         if (after := snapshot()) != before:
@@ -109,6 +111,15 @@ async def tell(story: Story, directory: Path, stack: AsyncExitStack, *, keep: bo
 
 
 async def _tell(story: Story, directory: Path, *, keep: bool) -> None:
+    this = asyncio.current_task()
+    assert this is not None
+
+    def interrupt() -> None:
+        story.interrupted = True
+        this.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
     async with AsyncExitStack() as stack:
         await tell(story, directory, stack, keep=keep)
 
@@ -199,13 +210,15 @@ def _fetch(url: str) -> str:
         raise Failure(f"the pod does not answer at {url}: {error}", "look at the host's log above") from error
 
 
-def _wait(host: Host, url: str) -> None:
+async def _wait(host: Host, url: str) -> None:
     console = Console()
     console.print(f"\n   the pod   {url}\n   the host  {host.origin}/\n", soft_wrap=True)
-    console.print(f"   CODIUS_HOST_URI={host.origin} codiusd pods HASH, logs, upload … work from here.")
+    console.print(f"   codiusd pods, logs, upload … work with --host {host.origin}", soft_wrap=True)
     console.print("   Ctrl-C ends it and cleans up.\n")
-    received = signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    console.print(f"   {signal.Signals(received).name}: ending", style="dim")
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await ended.wait()
 
 
 def _duration(seconds: float) -> str:
@@ -224,14 +237,16 @@ def main() -> int:
     if (missing := missing_privilege()) is not None:
         console.print(f"[red]make demo:[/red] {missing.replace('make test', 'make demo')}")
         return 1
-    if options.keep:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     with tempfile.TemporaryDirectory(prefix="codius-demo-") as name:
         directory = Path(name)
         directory.chmod(0o711)  # the front door's unprivileged user has to find its sockets below
+        story = Story(console)
         try:
-            asyncio.run(_tell(Story(console), directory, keep=options.keep))
-        except (Failure, HostError, OSError, RuntimeError) as error:
+            asyncio.run(_tell(story, directory, keep=options.keep))
+        except (Failure, HostError, OSError, RuntimeError, asyncio.CancelledError) as error:
+            if story.interrupted:  # a Ctrl-C also ends the command that a step was waiting for
+                console.print("   interrupted; everything was cleaned up", style="yellow")
+                return INTERRUPTED
             console.print(Text(f" ✗ {error}", "red"), soft_wrap=True)
             hint = getattr(error, "hint", "`make test` tells more; `codiusd doctor` looks at the machine")
             console.print(Text(f"   {hint}", "yellow"), soft_wrap=True)
