@@ -41,6 +41,8 @@ PIPE_CLOSED: Final = 141
 
 JOURNAL_PRIORITIES: Final = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 """syslog's numbers (sd-daemon(3)), by the lowest level they are for."""
+NOISY: Final = frozenset({"asyncio", "aiosqlite", "pyroute2", "aiohttp"})
+"""Libraries whose debug lines are about themselves, and there are thousands."""
 UNIT_SECONDS: Final[Mapping[str, int]] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION: Final = re.compile(r"([0-9]{1,12})([smhdw]?)")
 _ENV_LINE: Final = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)")
@@ -329,9 +331,10 @@ def _start_logging(settings: Settings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.DEBUG if settings.dev else logging.INFO, handlers=[handler])
-    # Their debug lines are about themselves, and there are thousands.
-    for library in ("asyncio", "aiosqlite", "pyroute2", "aiohttp"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    # Not by their loggers' levels: pyroute2 sets its own back when it is imported, and that is late.
+    handler.addFilter(
+        lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] not in NOISY
+    )
 
 
 class _JournalFormatter(logging.Formatter):

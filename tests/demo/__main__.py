@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from datetime import datetime
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -120,8 +120,16 @@ async def _tell(story: Story, directory: Path, *, keep: bool) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupt)
-    async with AsyncExitStack() as stack:
+    stack = AsyncExitStack()
+    try:
         await tell(story, directory, stack, keep=keep)
+    finally:
+        # whatever interrupts us, and however often: what was made is taken away
+        closing = asyncio.create_task(stack.aclose(), name="clean-up")
+        while not closing.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(closing)
+        closing.result()
 
 
 async def _show_pod(
