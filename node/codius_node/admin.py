@@ -48,16 +48,16 @@ def build_app(
     admin = _Admin(engine, clock)
     app = web.Application(middlewares=[answers.answer_errors, guard.check])
     app.on_response_prepare.append(answers.set_headers)
-    for method, path, handler in (
-        ("GET", "/getPods", admin.list_running),
-        ("GET", "/getPodInfo", admin.tell_pod),
-        ("POST", "/config", admin.configure),
-        ("GET", "/pods", admin.list_pods),
-        ("*", "/{path:.*}", _refuse_path),
-    ):
-        methods = ("GET", "HEAD") if method == "GET" else (method,)
-        for each in methods:
-            app.router.add_route(each, path, handler, expect_handler=answers.accept_expectation)
+    answers.add_routes(
+        app,
+        (
+            ("GET", "/getPods", admin.list_running),
+            ("GET", "/getPodInfo", admin.tell_pod),
+            ("POST", "/config", admin.configure),
+            ("GET", "/pods", admin.list_pods),
+            ("*", "/{path:.*}", _refuse_path),
+        ),
+    )
     return app
 
 

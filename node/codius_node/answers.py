@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -117,6 +117,13 @@ async def accept_expectation(request: web.Request) -> web.Response | None:
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # the real answer has not begun
     return None
+
+
+def add_routes(app: web.Application, routes: Iterable[tuple[str, str, Handler]]) -> None:
+    """Method, path and handler of each; what can be had by GET has a HEAD."""
+    for method, path, handler in routes:
+        for each in ("GET", "HEAD") if method == "GET" else (method,):
+            app.router.add_route(each, path, handler, expect_handler=accept_expectation)
 
 
 class Runner(web.AppRunner):

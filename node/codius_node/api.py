@@ -131,22 +131,22 @@ def build_app(
     app.on_response_prepare.append(answers.set_headers)
     app.on_response_prepare.append(_allow_any_origin)
     app.on_shutdown.append(api.stop)
-    for method, path, handler in (
-        ("GET", "/", api.show_page),
-        ("GET", "/version", api.tell_version),
-        ("GET", "/info", api.tell_info),
-        ("GET", "/memory", api.tell_memory),
-        ("GET", "/peers", api.tell_peers),
-        ("GET", "/pods", api.show_pod),
-        ("OPTIONS", "/pods", api.quote),
-        ("POST", "/pods", api.upload),
-        ("PUT", "/pods", api.extend),
-        ("GET", "/pods/{hash}/logs", api.stream_logs),
-        ("*", "/{path:.*}", _refuse_path),
-    ):
-        methods = ("GET", "HEAD") if method == "GET" else (method,)
-        for each in methods:
-            app.router.add_route(each, path, handler, expect_handler=answers.accept_expectation)
+    answers.add_routes(
+        app,
+        (
+            ("GET", "/", api.show_page),
+            ("GET", "/version", api.tell_version),
+            ("GET", "/info", api.tell_info),
+            ("GET", "/memory", api.tell_memory),
+            ("GET", "/peers", api.tell_peers),
+            ("GET", "/pods", api.show_pod),
+            ("OPTIONS", "/pods", api.quote),
+            ("POST", "/pods", api.upload),
+            ("PUT", "/pods", api.extend),
+            ("GET", "/pods/{hash}/logs", api.stream_logs),
+            ("*", "/{path:.*}", _refuse_path),
+        ),
+    )
     return app
 
 
