@@ -290,6 +290,7 @@ class ContainerState:
     exit_code: int
     restarts: int
     oom_killed: bool
+    volumes: tuple[str, ...] = ()
 
     @property
     def running(self) -> bool:
@@ -303,7 +304,11 @@ def parse_state(body: bytes) -> ContainerState:
     pid, code, restarts = state.get("Pid"), state.get("ExitCode"), document.get("RestartCount", 0)
     if not isinstance(pid, int) or not isinstance(code, int) or not isinstance(restarts, int):
         raise ValueError("a container's state lacks its numbers")
-    return ContainerState(_text(state, "Status"), pid, code, restarts, state.get("OOMKilled") is True)
+    mounts = _objects(document.get("Mounts") or [])
+    volumes = tuple(_text(mount, "Name") for mount in mounts if mount.get("Type") == "volume")
+    return ContainerState(
+        _text(state, "Status"), pid, code, restarts, state.get("OOMKilled") is True, volumes
+    )
 
 
 def parse_info(body: bytes) -> tuple[str, str]:

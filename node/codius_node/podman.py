@@ -335,6 +335,7 @@ class Podman:
         name = libpod.pod_name(self._owner, hash)
         self._created.pop(hash, None)
         for pod in await self._list(hash):
+            states = await asyncio.gather(*(self._find_state(member.id) for member in pod.members))
             # a pod with one container down is "Degraded", and podman's own stop of a pod passes it over
             await asyncio.gather(
                 *(
@@ -344,6 +345,8 @@ class Podman:
                 )
             )
             await self._remove_pod(pod.id, name)
+            for volume in (volume for state in states if state is not None for volume in state.volumes):
+                await self._remove_volume(hash, volume)
         await self._remove_strays(hash)
         await asyncio.to_thread(shutil.rmtree, self._files / hash, ignore_errors=True)
 
@@ -356,6 +359,12 @@ class Podman:
             if attempt < REMOVE_TRIES:
                 await asyncio.sleep(REMOVE_PAUSE_SECONDS * attempt)
         raise self._engine_error(f"remove {name}", answer.error)
+
+    async def _remove_volume(self, hash: ManifestHash, volume: str) -> None:
+        """An anonymous one, which podman forgets when it had to be asked twice to remove the pod."""
+        answer = await self._ask("DELETE", f"/volumes/{_segment(volume)}", {"force": "true"})
+        if answer.status not in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND}:
+            logger.warning("pod %s: its volume %s stays behind: %s", hash, volume, answer.error)
 
     async def _remove_strays(self, hash: ManifestHash) -> None:
         """Containers of ours whose pod is gone, should a removal have been cut short."""

@@ -135,6 +135,29 @@ async def test_a_removed_pod_leaves_nothing(
     assert not list(Path("/sys/fs/cgroup").glob(f"memory/libpod_parent/{id}"))
 
 
+async def test_what_an_image_calls_a_volume_is_a_writable_directory_of_the_container(
+    service: tuple[PrivatePodman, Registry], podman: Podman, images: Images
+) -> None:
+    private, _ = service
+    assert await run_script(podman, images.talker, "echo kept > /data/file; cat /data/file") == ["kept"]
+    assert json.loads(await private.request("GET", "/volumes/json")) in ([], None)
+
+
+async def test_a_volume_goes_with_its_pod_even_when_podman_forgets_it(
+    service: tuple[PrivatePodman, Registry], podman: Podman, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, _ = service
+    await bring_up(podman, make_spec(images.talker))
+
+    async def forgetful(id: str, name: str) -> None:
+        await private.cli("rm", "--force", "--time=0", f"{name}-c0")  # without --volumes
+        await type(podman)._remove_pod(podman, id, name)
+
+    monkeypatch.setattr(podman, "_remove_pod", forgetful)
+    await podman.remove(HASH)
+    assert json.loads(await private.request("GET", "/volumes/json")) in ([], None)
+
+
 async def test_a_container_deaf_to_sigterm_does_not_hold_up_the_removal(
     podman: Podman, images: Images
 ) -> None:
