@@ -50,6 +50,8 @@ async def _run(settings: Settings) -> None:
         children = [Child("proxy", settings, str(settings.bind_ip), settings.port)]
         if settings.dns_port and settings.public_addresses:
             children.append(Child("dns", settings, str(settings.dns_ip), settings.dns_port))
+        elif settings.dns_port:
+            logger.warning("no DNS responder: it needs CODIUS_PUBLIC_ADDRESSES, and only you know them")
         for child in children:
             await child.start()
             stack.push_async_callback(child.aclose)
