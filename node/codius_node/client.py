@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar, cast
+from typing import Final, Self, cast
 from urllib.parse import urlencode
 
 import aiohttp
@@ -24,8 +24,6 @@ from codius_node import manifest, schema
 from codius_node.errors import CodiusError
 from codius_node.model import Json, LogLine, ManifestHash
 from codius_node.registry import Registry
-
-E = TypeVar("E", bound=CodiusError)
 
 DEFAULT_HOST: Final = "http://codius.localhost:3000"
 CODIUS_FILE: Final = "codius.json"

@@ -55,7 +55,7 @@ PORT_POLL_SECONDS: Final = 0.002
 """Between two looks at a starting pod's port: a refused connection costs 0.1 ms."""
 DRAIN_SECONDS: Final = 1.0
 """What requests under way get to finish when their pod's time is up."""
-DEFAULT_COST_SETTING: Final = "cost_per_month"
+COST_SETTING: Final = "cost_per_month"
 
 
 class ContainerEngine(Protocol):
@@ -172,13 +172,13 @@ class Engine:
 
     async def load_cost_per_month(self) -> None:
         """Take up the price an administrator set in an earlier run."""
-        saved = await self._store.get_setting(DEFAULT_COST_SETTING)
+        saved = await self._store.get_setting(COST_SETTING)
         if isinstance(saved, str):
             self._cost_per_month = Decimal(saved)
 
     async def set_cost_per_month(self, cost: Decimal) -> None:
         """For new quotes, from now on and across restarts."""
-        await self._store.set_setting(DEFAULT_COST_SETTING, str(cost), now=self._clock())
+        await self._store.set_setting(COST_SETTING, str(cost), now=self._clock())
         self._cost_per_month = cost
         logger.info("price set to %s per month", cost)
 
@@ -431,20 +431,21 @@ class Engine:
         logger.info("pod %s: gone", pod.hash)
 
     def publish_wired(self, pods: Sequence[Pod], wired: Collection[IPv4Address]) -> None:
-        """Routes of pods whose link outlived the daemon."""
+        """Routes of pods, the newest last, whose link outlived the daemon."""
         # A front door that has not heard of us yet still sends visitors to any of these addresses, also to
         # those of pods that have expired meanwhile: the next pod must get another one.
-        self._addresses.go_on_after(pod.address for pod in pods)
+        if pods:
+            self._addresses.go_on_after(pods[-1].address)
         now = self._clock()
         for pod in pods:
             if pod.state is PodState.RUNNING and pod.expires_at > now and pod.address in wired:
                 self._publish(pod)
 
-    async def retire_routes(self) -> None:
+    def retire_routes(self, pods: Iterable[Pod]) -> None:
         """Unpublish what has expired: the one step that must not wait for an engine that is away."""
         now = self._clock()
-        for pod in await self._store.pods(PodState.RUNNING):
-            if pod.expires_at <= now:
+        for pod in pods:
+            if pod.state is PodState.RUNNING and pod.expires_at <= now:
                 self._routes.unpublish(pod.hash)
 
     @property
@@ -509,10 +510,9 @@ class AddressPool:
         self._count = network.num_addresses - 2
         self._cursor = 0
 
-    def go_on_after(self, used: Iterable[IPv4Address]) -> None:
-        """As if the last of these had just been handed out."""
-        for address in used:
-            self._cursor = (int(address) - self._first + 1) % self._count
+    def go_on_after(self, address: IPv4Address) -> None:
+        """As if it had just been handed out."""
+        self._cursor = (int(address) - self._first + 1) % self._count
 
     def next_free(self, taken: Collection[IPv4Address]) -> IPv4Address:
         """HostFullError when every address is taken."""

@@ -70,11 +70,11 @@ class Reconciler:
 
         Errors of single pods are logged and tried again next time.
         """
-        await self._engine.retire_routes()
         in_flight = self._engine.in_flight
         # Wanted before found: a pod that comes up in between is then found without a row, and a step that
         # removes it looks at the store again. The other way round it would seem to have vanished.
         wanted = await self._store.pods()
+        self._engine.retire_routes(wanted)
         found = await self._containers.find_pods()
         linked = await self._network.links()
         now = self._clock()

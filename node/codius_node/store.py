@@ -22,6 +22,7 @@ import aiosqlite
 from codius_node import migrations
 from codius_node.cipher import Cipher, create_key, find_key
 from codius_node.errors import CodiusError, NotFoundError, RequestError, StoreError
+from codius_node.lifecycle import TRANSITIONS
 from codius_node.model import Currency, Json, Manifest, ManifestHash, Pod, PodState, PrivateVariable
 
 logger = logging.getLogger(__name__)
@@ -266,6 +267,8 @@ class Store:
         """Compare and set: of two callers with the same expectation one gets a PodChangedError."""
         if state is PodState.RUNNING:
             raise ValueError("a pod gets to running by start_pod, together with its ledger entry")
+        if state not in TRANSITIONS[expected]:
+            raise ValueError(f"no pod goes from {expected} to {state}")
         await self._get_row(hash, expected)
         await self._rows("UPDATE pods SET state = ? WHERE hash = ?", state, hash)
 

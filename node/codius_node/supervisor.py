@@ -47,9 +47,9 @@ async def _run(settings: Settings) -> None:
         if not settings.noop and not settings.engine_socket.exists():
             settings = await _start_podman(settings, stack)
         await stack.enter_async_context(open_node(settings))
-        children = [Child("proxy", settings, str(settings.bind_ip), settings.port)]
+        children = [Child("proxy", settings, settings.bind_ip, settings.port)]
         if settings.dns_port and settings.public_addresses:
-            children.append(Child("dns", settings, str(settings.dns_ip), settings.dns_port))
+            children.append(Child("dns", settings, settings.dns_ip, settings.dns_port))
         elif settings.dns_port:
             logger.warning("no DNS responder: it needs CODIUS_PUBLIC_ADDRESSES, and only you know them")
         for child in children:
@@ -73,7 +73,9 @@ async def _start_podman(settings: Settings, stack: AsyncExitStack) -> Settings:
 class Child:
     """`codiusd proxy` or `codiusd dns` as a process of its own, started again when it dies."""
 
-    def __init__(self, command: str, settings: Settings, address: str, port: int) -> None:
+    def __init__(
+        self, command: str, settings: Settings, address: IPv4Address | IPv6Address, port: int
+    ) -> None:
         self._command = command
         self._settings = settings
         self._address = _reachable(address)
@@ -161,8 +163,8 @@ def _passed_sockets() -> range:
     return range(FIRST_PASSED_SOCKET, FIRST_PASSED_SOCKET + int(os.environ.get("LISTEN_FDS", "0")))
 
 
-def _reachable(address: str) -> str:
+def _reachable(address: IPv4Address | IPv6Address) -> str:
     """Where a listener on this address can be reached from here."""
-    if address in {str(IPv4Address(0)), str(IPv6Address(0))}:
-        return "127.0.0.1" if address == str(IPv4Address(0)) else "::1"
-    return address
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "::1"
+    return str(address)

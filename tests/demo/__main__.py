@@ -18,6 +18,7 @@ from datetime import datetime
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import dns.message
 import dns.query
@@ -207,10 +208,10 @@ def _server(address: IPv4Address, port: int) -> list[str]:
 
 
 def _fetch(url: str) -> str:
+    netloc = urlsplit(url).netloc
+    here = f"http://127.0.0.1:{netloc.rpartition(':')[2]}/"  # *.localhost, whatever the resolver knows
+    request = urllib.request.Request(here, headers={"Host": netloc})
     try:
-        request = urllib.request.Request(url, headers={"Host": url.split("/")[2]})
-        parts = url.split("/")[2].rsplit(":", 1)
-        request.full_url = f"http://127.0.0.1:{parts[1]}/"  # *.localhost, wherever the resolver is
         with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as answer:
             text: str = answer.read().decode()
             return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -224,14 +224,3 @@ def make_upload(name: str = "app", *, debug: bool = False, port: str | None = "8
     if debug:
         document["debug"] = True
     return manifest.parse({"manifest": document})
-
-
-def names() -> Iterator[str]:
-    """An endless supply of manifest names."""
-    number = 0
-    while True:
-        number += 1
-        yield f"app-{number}"
-
-
-Say = Callable[[str], None]

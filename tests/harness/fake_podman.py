@@ -5,7 +5,6 @@
     fake.images["docker.io/library/web@sha256:..."] = Program(stdout=("hello",))      # is here
     fake.registry["docker.io/library/db@sha256:..."] = Program(exits=1)               # can be pulled
     fake.fail_next("/pods/create", message="write /x: no space left on device")       # once
-    fake.slow_next("/pods/create", seconds=0.2)                                       # once
     fake.write("codius-<hash>-web", "another line"); fake.exit("codius-<hash>-web", code=2)
     fake.pods["codius-<hash>"].containers["codius-<hash>-web"].payload                # as it was asked for
 
@@ -84,8 +83,7 @@ class _Plan:
     path: str
     method: str | None
     status: int
-    message: str | None
-    seconds: float
+    message: str
 
 
 class FakePodman:
@@ -155,11 +153,7 @@ class FakePodman:
         message: str = "internal libpod error",
     ) -> None:
         """The next request whose path contains this one is answered with an error."""
-        self._plans.append(_Plan(path, method, status, message, 0))
-
-    def slow_next(self, path: str, *, seconds: float, method: str | None = None) -> None:
-        """The next such request takes longer."""
-        self._plans.append(_Plan(path, method, 0, None, seconds))
+        self._plans.append(_Plan(path, method, status, message))
 
     def write(self, name: str, text: str, *, stream: str = "stdout", newline: bool = True) -> None:
         """A container writes a line."""
@@ -184,10 +178,7 @@ class FakePodman:
         for plan in self._plans:
             if plan.path in request.path and plan.method in {None, request.method}:
                 self._plans.remove(plan)
-                await asyncio.sleep(plan.seconds)
-                if plan.message is not None:
-                    return _error(plan.status, plan.message)
-                break
+                return _error(plan.status, plan.message)
         return await handler(request)
 
     async def _info(self, request: web.Request) -> web.Response:

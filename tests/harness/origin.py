@@ -113,7 +113,6 @@ class Origin:
         self.requests: list[Received] = []
         self.connections = 0
         self.errors: list[BaseException] = []
-        self.arrived = asyncio.Event()
         self.script = script or self._serve
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,15 +149,8 @@ class Origin:
         if self.errors:
             raise self.errors[0]
 
-    async def wait_for_requests(self, count: int) -> None:
-        async with asyncio.timeout(DEADLINE):
-            while len(self.requests) < count:
-                self.arrived.clear()
-                await self.arrived.wait()
-
     def record(self, request: Received) -> None:
         self.requests.append(request)
-        self.arrived.set()
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

@@ -26,7 +26,6 @@ from tests.harness.sample import SAMPLE_FILES, SAMPLE_NAME, manifest_of, sample_
 DEADLINE_SECONDS: Final = 30.0
 """For whatever has to become true."""
 POLL_SECONDS: Final = 0.02
-VISIT_SECONDS: Final = 20.0
 UPLOAD_SECONDS: Final = 120.0
 HOUR: Final = 3600
 SETTINGS: Final = {

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from codius_node import migrations
 from codius_node.errors import ManifestError, NotFoundError, RequestError, StoreError
+from codius_node.lifecycle import TRANSITIONS
 from codius_node.migrations import MIGRATIONS, Migration
 from codius_node.model import (
     Currency,
@@ -398,6 +399,13 @@ async def test_nothing_gets_to_running_around_the_ledger(store: Store) -> None:
     await store.add_pod(make_pod("one"), {})
     with pytest.raises(ValueError, match="start_pod"):
         await store.set_state(name_hash("one"), PodState.RUNNING, expected=PodState.PENDING)
+
+
+@pytest.mark.parametrize("old", list(PodState))
+async def test_only_transitions_of_the_table_are_made(store: Store, old: PodState) -> None:
+    for new in set(PodState) - TRANSITIONS[old] - {PodState.RUNNING}:
+        with pytest.raises(ValueError, match=f"no pod goes from {old} to {new}"):
+            await store.set_state(name_hash("one"), new, expected=old)
 
 
 async def test_removal_leaves_the_ledger_only_and_may_run_twice(store: Store, tmp_path: Path) -> None:
