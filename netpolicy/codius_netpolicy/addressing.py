@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 LINK_PREFIX: Final = "cp"
@@ -25,6 +25,11 @@ def find_address(link: str) -> IPv4Address | None:
     """The pod's address when `link` is a name of ours."""
     match = LINK_NAME.fullmatch(link)
     return IPv4Address(int(match[1], 16)) if match else None
+
+
+def address6(address: IPv4Address, pool: IPv4Network, pool6: IPv6Network) -> IPv6Address:
+    """The pod's IPv6 address: as far into its pool as the IPv4 one into its own."""
+    return pool6.network_address + (int(address) - int(pool.network_address))
 
 
 def host_mac(address: IPv4Address) -> str:

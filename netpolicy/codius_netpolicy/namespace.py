@@ -79,3 +79,11 @@ def write_sysctls(values: Mapping[str, str]) -> None:
             raise PolicyError(f"the kernel has no setting net/{name}") from None
         except OSError as error:
             raise PolicyError(f"cannot set net/{name} to {value}: {error.strerror}", "run as root") from error
+
+
+def read_sysctl(name: str) -> str | None:
+    """None when the kernel has no such setting."""
+    try:
+        return (SYSCTLS / name).read_text().strip()
+    except OSError:
+        return None

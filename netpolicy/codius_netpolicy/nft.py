@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from codius_netpolicy.policy import PolicyError
@@ -13,6 +14,18 @@ from codius_netpolicy.policy import PolicyError
 MISSING_LIBRARY_HINT: Final = "install it: apt install python3-nftables"
 MAX_ERROR_TEXT: Final = 2_000
 """Characters; libnftables quotes the line at fault, and the line with all pods' elements can be megabytes."""
+
+_PACKETS: Final = re.compile(r"packets ([0-9]+)")
+_COUNTER: Final = re.compile(r"packets ([0-9]+) bytes ([0-9]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """An element of a set: its key's parts as nftables writes them, and its counter."""
+
+    key: tuple[str, ...]
+    bytes: int
+    packets: int
 
 
 class Nft:
@@ -49,25 +62,31 @@ class Nft:
     def list_table(self, family: str, table: str, sets: Sequence[str]) -> str | None:
         """The table without run-time elements, then the whole of `sets`; None when there is no such table."""
         with self._lock:
-            # Asking for a table that is not there is an error, so the names come first.
-            if f"table {family} {table}" not in self._run("list tables").splitlines():
+            # `list table` would fetch every pod's elements even when it does not show them.
+            listing = find_table(self._run(f"list ruleset {family}"), family, table)
+            if listing is None:
                 return None
-            listing = self._run(f"list table {family} {table}")
             with self._full_output():
                 return listing + "".join(self._run(f"list set {family} {table} {name}") for name in sets)
 
-    def counters(self, family: str, table: str) -> Mapping[str, int]:
-        """Packets of each named counter of the table."""
-        with self._lock, self._json_output():
-            document = json.loads(self._run(f"list counters table {family} {table}"))
-        found = (entry["counter"] for entry in document["nftables"] if "counter" in entry)
-        return {counter["name"]: counter["packets"] for counter in found if counter["table"] == table}
+    def packets(self, family: str, table: str, counter: str) -> int:
+        """Packets of a named counter of the table."""
+        with self._lock, self._counters_shown():
+            text = self._run(f"list counter {family} {table} {counter}")
+        match = _PACKETS.search(text)
+        return int(match[1]) if match else 0
 
-    def set_elements(self, family: str, table: str, name: str) -> int:
-        """How many elements the set holds."""
-        with self._lock, self._full_output(), self._json_output():
-            document = json.loads(self._run(f"list set {family} {table} {name}"))
-        return sum(len(entry["set"].get("elem", ())) for entry in document["nftables"] if "set" in entry)
+    def elements(self, family: str, table: str, name: str) -> Iterator[Element]:
+        """What the set holds now."""
+        with self._lock, self._full_output(), self._counters_shown():
+            text = self._run(f"list set {family} {table} {name}")
+        return parse_elements(text)
+
+    def get_elements(self, family: str, table: str, name: str, keys: Sequence[str]) -> Iterator[Element]:
+        """Those with these keys, which must all be there; the cost is theirs, however many more there are."""
+        with self._lock, self._full_output(), self._counters_shown():
+            text = self._run(f"get element {family} {table} {name} {{ {', '.join(keys)} }}")
+        return parse_elements(text)
 
     def _run(self, commands: str) -> str:
         status, output, error = self._context.cmd(commands)
@@ -94,12 +113,31 @@ class Nft:
             self._context.set_terse_output(True)
 
     @contextmanager
-    def _json_output(self) -> Iterator[None]:
-        self._context.set_json_output(True)
-        # Stateless JSON leaves the packets out of counters.
+    def _counters_shown(self) -> Iterator[None]:
         self._context.set_stateless_output(False)
         try:
             yield
         finally:
-            self._context.set_json_output(False)
             self._context.set_stateless_output(True)
+
+
+def find_table(ruleset: str, family: str, table: str) -> str | None:
+    """The one table's part of a ruleset's listing: up to the brace that stands alone."""
+    _, opening, rest = f"\n{ruleset}".partition(f"\ntable {family} {table} {{\n")
+    return opening + rest.partition("\n}\n")[0] if opening else None
+
+
+def parse_elements(listing: str) -> Iterator[Element]:
+    """The elements in a set's listing, `"link" . 02:cd:… . 10.77.0.2 counter packets 3 bytes 180, …`.
+
+    Text, which libnftables makes in half the time of its JSON; and it has no JSON for `get element`.
+    """
+    _, opening, rest = listing.partition("elements = {")
+    inside, closing, _ = rest.partition("}")
+    if not (opening and closing):
+        return
+    for element in inside.split(","):
+        key, _, counter = element.partition(" counter ")
+        match = _COUNTER.match(counter)
+        packets, size = (int(match[1]), int(match[2])) if match else (0, 0)
+        yield Element(tuple(part.strip().strip('"') for part in key.split(" . ")), size, packets)

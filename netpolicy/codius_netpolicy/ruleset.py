@@ -1,71 +1,78 @@
-"""The policy as text for nftables: the whole table, and the commands for one pod's elements."""
+"""The policy as text for nftables: the whole table, its change in place, and one pod's elements."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from ipaddress import IPv4Address
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from string import Template
 from typing import Final
 
-from codius_netpolicy.addressing import link_name, pod_mac
-from codius_netpolicy.policy import MAX_PODS, Policy
+from codius_netpolicy.addressing import address6, link_name, pod_mac
+from codius_netpolicy.policy import MAX_PODS, Policy, Transport
+from codius_netpolicy.ranges import render_addresses
+from codius_netpolicy.traffic import NO_TRAFFIC, Reason, Traffic, Volume
 
 FAMILY: Final = "inet"
 OWNER: Final = "owned by codius host; replaced as a whole"
+STRANGERS: Final = "strangers"
+"""The counter of packets from outside that claim a pod's address: they are no pod's."""
+REFUSED_SET: Final = "refused"
+SENT_SET: Final = "pod_tx"
+RECEIVED_SET: Final = "pod_rx"
 
-CONFIGURED_SETS: Final = ("svc", "deny4", "deny_out", "deny_in_udp")
-"""The sets that hold configuration; all others are filled at run time."""
-COUNTERS: Final = (
-    "spoofed",
-    "v6",
-    "pod2pod",
-    "pod2host",
-    "denied4",
-    "denied_port",
-    "limited",
-    "unsolicited",
-)
-"""Why a packet was refused."""
 
-# A packet's way: `pre` drops what is not the pod's own before connection tracking spends an entry on it;
-# then `input` (to the host) or `forward` (through it). A link is in the group from its first moment, so
-# one whose elements are missing can do nothing: closed by default.
-_TABLE: Final = Template("""\
-add table $family $table
-delete table $family $table
+@dataclass(frozen=True, slots=True)
+class IpVersion:
+    """How nftables spells one version of IP."""
 
-table $family $table {
-  comment "$comment"
-  set pod_tx {
-    type ifname . ether_addr . ipv4_addr; size $max_pods; counter; comment "anti-spoof + bytes sent"; $pod_tx
-  }
-  set pod_rx { type ipv4_addr; size $max_pods; counter; comment "bytes received"; $pod_rx }
+    number: int
+    keyword: str
+    type: str
+    suffix: str
+    """Of the names of this version's sets."""
 
-  set svc { type ipv4_addr . inet_proto . inet_service; $svc }
-  set deny4 { type ipv4_addr; flags interval; auto-merge; $deny4 }
-  set deny_out { type inet_proto . inet_service; $deny_out }
-  set deny_in_udp { type inet_service; flags interval; auto-merge; $deny_in_udp }
 
-  set conns { type ipv4_addr; size $max_pods; flags dynamic; }
-  set newrate { type ipv4_addr; size $max_pods; flags dynamic,timeout; timeout 60s; }
-$counters
+V4: Final = IpVersion(4, "ip", "ipv4_addr", "")
+V6: Final = IpVersion(6, "ip6", "ipv6_addr", "6")
+
+# A packet of a pod meets three chains. `pre` drops what is not the pod's own before connection tracking
+# spends an entry on it. `screen` judges where it wants to go, before it is routed: the second wall, which
+# is in the routing, counts nothing. `pod_to_host` judges what turned out to be for the host itself.
+# A link is in the group from its first moment, so one whose elements are missing can do nothing: closed by
+# default. Refusals name their reason by the packet's mark, so that one set counts each pod's by reason.
+_CHAINS: Final = Template("""\
   chain pre {
     type filter hook prerouting priority raw; policy accept;
     iifgroup $group goto pod_ingress
-    iifname != "lo" ip saddr $pool counter name spoofed drop
-  }
+$strangers  }
   chain pod_ingress {
-    meta nfproto ipv6 counter name v6 drop
-    iifname . ether saddr . ip saddr @pod_tx accept
-    counter name spoofed drop
+$own  }
+  chain refuse {
+    add @refused { iifname . meta mark }
+    drop
   }
-  chain limits {
-    add @conns { ip saddr ct count over $connections } counter name limited drop
-    update @newrate { ip saddr limit rate over $rate/second burst $burst packets } counter name limited drop
+  chain refuse_aloud {
+    add @refused { iifname . meta mark }
+    reject with icmpx admin-prohibited
+  }
+  chain refuse_inbound {
+    add @refused { oifname . meta mark }
+    drop
+  }
+  chain screen {
+    type filter hook prerouting priority mangle; policy accept;
+    iifgroup $group goto from_pod
+  }
+  chain from_pod {
+    ct state established,related accept
+    ct state invalid meta mark set $invalid goto refuse
+$screened    meta l4proto != { tcp, udp, icmp, ipv6-icmp } meta mark set $protocol goto refuse
+    meta l4proto . th dport @deny_out meta mark set $port goto refuse_aloud
+    goto admit
   }
   chain admit {
-    jump limits
-    accept
+$limits    accept
   }
   chain input {
     type filter hook input priority filter; policy accept;
@@ -73,72 +80,42 @@ $counters
   }
   chain pod_to_host {
     ct state established,related accept
-    ct state invalid drop
-    ip daddr . meta l4proto . th dport @svc goto admit
-    ip daddr $gateway icmp type echo-request limit rate $echo/second accept
-    counter name pod2host drop
+$hosted    meta mark set $host goto refuse
   }
   chain forward {
     type filter hook forward priority filter; policy accept;
-    iifgroup $group jump from_pod
     oifgroup $group jump to_pod
-  }
-  chain from_pod {
-    oifgroup $group counter name pod2pod drop
-    ct state vmap { established : accept, related : accept, invalid : drop }
-    ip daddr @deny4 counter name denied4 drop
-    meta l4proto . th dport @deny_out counter name denied_port reject with icmp admin-prohibited
-    goto admit
   }
   chain to_pod {
     ct state established,related accept
-    udp dport @deny_in_udp counter name denied_port drop
-    counter name unsolicited drop
-  }
-  chain post_acct {
-    type filter hook postrouting priority mangle; policy accept;
-    oifgroup $group ip daddr @pod_rx
+    meta mark set $unsolicited goto refuse_inbound
   }
   chain output {
     type filter hook output priority filter; policy accept;
-    oifgroup $group udp dport @deny_in_udp ct state new counter name denied_port drop
+    oifgroup $group udp dport @deny_in_udp ct state new meta mark set $port goto refuse_inbound
   }
+  chain post_acct {
+    type filter hook postrouting priority mangle; policy accept;
+$received  }
   chain nat {
     type nat hook postrouting priority srcnat; policy accept;
-    ip saddr $pool oifgroup != $group masquerade
-  }
-}
+$masquerade  }
 """)
 
 
-def render_table(policy: Policy, addresses: Collection[IPv4Address] = ()) -> str:
-    """The whole table with the elements of `addresses`: one transaction that replaces what was there."""
-    ordered = sorted(addresses)
-    return _TABLE.substitute(
-        family=FAMILY,
-        table=policy.table,
-        comment=render_comment(policy),
-        max_pods=MAX_PODS,
-        pod_tx=_elements(map(_pod_tx, ordered)),
-        pod_rx=_elements(map(str, ordered)),
-        svc=_elements(f"{s.address} . {s.transport} . {s.port}" for s in sorted(set(policy.services))),
-        deny4=_elements(map(str, sorted(set(policy.denied_ranges)))),
-        deny_out=_elements(f"{d.transport} . {d.port}" for d in sorted(set(policy.denied_out))),
-        deny_in_udp=_elements(map(str, sorted(set(policy.denied_in_udp)))),
-        counters="".join(f"  counter {name} {{ }}\n" for name in COUNTERS),
-        group=policy.group,
-        pool=policy.pool,
-        gateway=policy.gateway,
-        connections=policy.limits.connections,
-        rate=policy.limits.new_connections,
-        burst=policy.limits.new_connections_burst,
-        echo=policy.limits.echo_requests,
-    )
+def render_table(policy: Policy, pods: Mapping[IPv4Address, Traffic]) -> str:
+    """The whole table with these pods' elements: one transaction that replaces what was there.
+
+    The pods' counters go on from the traffic given.
+    """
+    return render_removal(policy) + _render_body(policy, pods)
 
 
-def render_comment(policy: Policy) -> str:
-    """The table's comment: who owns it, and which policy it was rendered from."""
-    return f"{OWNER}; policy {policy.fingerprint}"
+def render_change(policy: Policy) -> str:
+    """Other rules and ranges for the table as it stands: one transaction; pods and their counters stay."""
+    table = f"{FAMILY} {policy.table}"
+    emptied = "".join(f"flush set {table} {name}\n" for name in configured_sets(policy))
+    return f"flush table {table}\n{emptied}" + _render_body(policy, {})
 
 
 def render_removal(policy: Policy) -> str:
@@ -146,28 +123,213 @@ def render_removal(policy: Policy) -> str:
     return f"add table {FAMILY} {policy.table}\ndelete table {FAMILY} {policy.table}\n"
 
 
-def render_admission(policy: Policy, address: IPv4Address) -> str:
-    """Lets the pod send and receive; a second time changes nothing."""
-    table = f"{FAMILY} {policy.table}"
-    return (
-        f"add element {table} pod_tx {{ {_pod_tx(address)} }}\nadd element {table} pod_rx {{ {address} }}\n"
+def render_admission(policy: Policy, address: IPv4Address, traffic: Traffic = NO_TRAFFIC) -> str:
+    """Lets the pod send and receive, its counters going on from `traffic`; a second time changes nothing."""
+    return "".join(
+        f"add element {FAMILY} {policy.table} {name} {{ {element} }}\n"
+        for name, element in _elements(policy, address, traffic)
     )
 
 
 def render_eviction(policy: Policy, address: IPv4Address) -> str:
     """Cuts the pod off; adding the elements first makes that succeed when they are gone already."""
-    table = f"{FAMILY} {policy.table}"
-    return render_admission(policy, address) + (
-        f"delete element {table} pod_tx {{ {_pod_tx(address)} }}\n"
-        f"delete element {table} pod_rx {{ {address} }}\n"
+    keys = counted_keys(policy, address)
+    return "".join(
+        f"{verb} element {FAMILY} {policy.table} {name} {{ {', '.join(keys[name])} }}\n"
+        for verb in ("add", "delete")
+        for name in keys
     )
 
 
-def _pod_tx(address: IPv4Address) -> str:
-    return f'"{link_name(address)}" . {pod_mac(address)} . {address}'
+def render_reasons(policy: Policy, address: IPv4Address) -> str:
+    """Makes all of the pod's refusals countable, so that they can be asked for at once."""
+    keys = ", ".join(counted_keys(policy, address)[REFUSED_SET])
+    return f"add element {FAMILY} {policy.table} {REFUSED_SET} {{ {keys} }}\n"
 
 
-def _elements(elements: Iterable[str]) -> str:
+def counted_sets(policy: Policy) -> tuple[str, ...]:
+    """The sets whose elements count for a pod."""
+    return (REFUSED_SET, *(name + v.suffix for v in _versions(policy) for name in (SENT_SET, RECEIVED_SET)))
+
+
+def counted_keys(policy: Policy, address: IPv4Address) -> dict[str, tuple[str, ...]]:
+    """The keys of every element that counts, or may count, for the pod; by set."""
+    own = {name: (key,) for name, key in _keys(policy, address)}
+    return {**own, REFUSED_SET: tuple(_refused(address, reason) for reason in Reason)}
+
+
+def find_pod(policy: Policy, address: str) -> IPv4Address:
+    """The pod that one of its addresses, of either version, is of; ValueError when it is in no pool."""
+    found = ip_address(address)
+    if isinstance(found, IPv6Address):
+        if policy.pool6 is None:
+            raise ValueError(f"{address} is no pod's: pods have no IPv6")
+        return policy.pool.network_address + (int(found) - int(policy.pool6.network_address))
+    return found
+
+
+def configured_sets(policy: Policy) -> tuple[str, ...]:
+    """The sets that hold configuration; all others are filled at run time."""
+    versions = _versions(policy)
+    return (*(f"{name}{v.suffix}" for v in versions for name in ("svc", "deny")), "deny_out", "deny_in_udp")
+
+
+def _versions(policy: Policy) -> tuple[IpVersion, ...]:
+    return (V4,) if policy.pool6 is None else (V4, V6)
+
+
+def _render_body(policy: Policy, pods: Mapping[IPv4Address, Traffic]) -> str:
+    chains = _CHAINS.substitute(
+        {reason.value: reason.mark for reason in Reason},
+        group=policy.group,
+        strangers=_lines(_render_strangers(policy)),
+        own=_lines(_render_own(policy)),
+        screened=_lines(_render_screened(policy)),
+        hosted=_lines(_render_hosted(policy)),
+        limits=_lines(_render_limits(policy)),
+        received=_lines(
+            f"oifgroup {policy.group} {v.keyword} daddr @{RECEIVED_SET}{v.suffix}" for v in _versions(policy)
+        ),
+        masquerade=_lines(
+            f"{v.keyword} saddr {pool} oifgroup != {policy.group} masquerade"
+            for v, pool in zip(_versions(policy), policy.pools, strict=True)
+        ),
+    )
+    return (
+        f"table {FAMILY} {policy.table} {{\n"
+        f'  comment "{OWNER}"\n'
+        f"{_render_sets(policy, pods)}"
+        f"  counter {STRANGERS} {{ }}\n"
+        f"{chains}}}\n"
+    )
+
+
+def _render_sets(policy: Policy, pods: Mapping[IPv4Address, Traffic]) -> str:
+    filled: dict[str, list[str]] = {}
+    for address in sorted(pods):
+        for name, element in _elements(policy, address, pods[address]):
+            filled.setdefault(name, []).append(element)
+    ports = [
+        f"{transport} . {span.first}-{span.last}"
+        for transport in Transport
+        for span in policy.denied_port_numbers(transport).spans
+    ]
+    sets = [
+        _set(REFUSED_SET, f"ifname . mark; size {MAX_PODS * len(Reason)}; flags dynamic; counter", filled),
+        _set("deny_out", "inet_proto . inet_service; flags interval; auto-merge", {"deny_out": ports}),
+        _set(
+            "deny_in_udp",
+            "inet_service; flags interval; auto-merge",
+            {"deny_in_udp": list(map(str, sorted(set(policy.denied_in_udp))))},
+        ),
+    ]
+    for v in _versions(policy):
+        openings = [
+            f"{o.address} . {o.transport} . {o.port}"
+            for o in policy.openings
+            if o.address.version == v.number
+        ]
+        denied = render_addresses(policy.denied_addresses(v.number).spans, v.number)
+        configured = {f"svc{v.suffix}": openings, f"deny{v.suffix}": denied}
+        size = f"size {MAX_PODS}"
+        sets += [
+            _set(f"{SENT_SET}{v.suffix}", f"ifname . ether_addr . {v.type}; {size}; counter", filled),
+            _set(f"{RECEIVED_SET}{v.suffix}", f"{v.type}; {size}; counter", filled),
+            _set(f"svc{v.suffix}", f"{v.type} . inet_proto . inet_service", configured),
+            _set(f"deny{v.suffix}", f"{v.type}; flags interval; auto-merge", configured),
+            _set(f"conns{v.suffix}", f"{v.type}; {size}; flags dynamic", {}),
+            _set(f"newrate{v.suffix}", f"{v.type}; {size}; flags dynamic,timeout; timeout 60s", {}),
+        ]
+    return "".join(sets)
+
+
+def _render_strangers(policy: Policy) -> Iterator[str]:
+    for v, pool in zip(_versions(policy), policy.pools, strict=True):
+        yield f'iifname != "lo" {v.keyword} saddr {pool} counter name {STRANGERS} drop'
+
+
+def _render_own(policy: Policy) -> Iterator[str]:
+    if policy.pool6 is not None:
+        # The kernel of every pod announces its multicast groups (RFC 3810 5.2.13); that is no attack.
+        yield "ip6 saddr :: ip6 daddr ff02::16 drop"
+    # Looked up positively: a `!=` look-up would not move the elements' counters.
+    for v in _versions(policy):
+        yield f"iifname . ether saddr . {v.keyword} saddr @{SENT_SET}{v.suffix} accept"
+    if policy.pool6 is None:
+        yield f"meta nfproto ipv6 meta mark set {Reason.IPV6.mark} goto refuse"
+    yield f"meta mark set {Reason.SPOOFED.mark} goto refuse"
+
+
+def _render_screened(policy: Policy) -> Iterator[str]:
+    # What is for the host itself is left to `input`, which sees it after any redirection by others.
+    yield f"ip daddr {policy.gateway} accept"
+    if policy.pool6 is not None:
+        yield f"ip6 daddr {policy.gateway6} accept"
+    yield "fib daddr type local accept"
+    for v, pool in zip(_versions(policy), policy.pools, strict=True):
+        yield f"{v.keyword} daddr {pool} meta mark set {Reason.POD.mark} goto refuse"
+    for v in _versions(policy):
+        yield f"{v.keyword} daddr . meta l4proto . th dport @svc{v.suffix} goto admit"
+    for v in _versions(policy):
+        yield f"{v.keyword} daddr @deny{v.suffix} meta mark set {Reason.RANGE.mark} goto refuse_aloud"
+
+
+def _render_hosted(policy: Policy) -> Iterator[str]:
+    for v in _versions(policy):
+        yield f"{v.keyword} daddr . meta l4proto . th dport @svc{v.suffix} goto admit"
+    limited = f"limit rate {policy.limits.echo_requests}/second accept"
+    yield f"ip daddr {policy.gateway} icmp type echo-request {limited}"
+    if policy.pool6 is not None:
+        yield f"ip6 daddr {policy.gateway6} icmpv6 type echo-request {limited}"
+
+
+def _render_limits(policy: Policy) -> Iterator[str]:
+    limits = policy.limits
+    for v in _versions(policy):
+        if limits.connections:
+            over = f"{v.keyword} saddr ct count over {limits.connections}"
+            yield f"add @conns{v.suffix} {{ {over} }} meta mark set {Reason.CONNECTIONS.mark} goto refuse"
+        if limits.new_connections:
+            rate = f"{limits.new_connections}/second burst {limits.new_connections_burst} packets"
+            over = f"{v.keyword} saddr limit rate over {rate}"
+            yield f"update @newrate{v.suffix} {{ {over} }} meta mark set {Reason.RATE.mark} goto refuse"  # noqa: S608
+
+
+def _keys(policy: Policy, address: IPv4Address) -> Iterator[tuple[str, str]]:
+    addresses = [str(address)]
+    if policy.pool6 is not None:
+        addresses.append(str(address6(address, policy.pool, policy.pool6)))
+    for v, own in zip(_versions(policy), addresses, strict=True):
+        yield f"{SENT_SET}{v.suffix}", f'"{link_name(address)}" . {pod_mac(address)} . {own}'
+        yield f"{RECEIVED_SET}{v.suffix}", own
+
+
+def _elements(policy: Policy, address: IPv4Address, traffic: Traffic) -> Iterator[tuple[str, str]]:
+    """The set and the element of everything the kernel knows of a pod."""
+    volumes = {SENT_SET: traffic.sent, RECEIVED_SET: traffic.received}
+    for name, key in _keys(policy, address):
+        # What went before is all in the IPv4 counters: a pod's two versions are told as one sum.
+        yield name, key + _counter(volumes.get(name, Volume()))
+    for reason, packets in traffic.refused.items():
+        yield REFUSED_SET, _refused(address, reason) + _counter(Volume(packets=packets))
+
+
+def _refused(address: IPv4Address, reason: Reason) -> str:
+    return f'"{link_name(address)}" . {reason.mark}'
+
+
+def _counter(volume: Volume) -> str:
+    if volume == Volume():
+        return ""
+    return f" counter packets {volume.packets} bytes {volume.bytes}"
+
+
+def _set(name: str, definition: str, filled: Mapping[str, list[str]]) -> str:
     """An empty list is a syntax error, so an empty set has no list at all."""
-    joined = ", ".join(elements)
-    return f"elements = {{ {joined} }}" if joined else ""
+    elements = filled.get(name)
+    listed = f"; elements = {{ {', '.join(elements)} }}" if elements else ""
+    return f"  set {name} {{ type {definition}{listed}; }}\n"
+
+
+def _lines(rules: Iterable[str]) -> str:
+    return "".join(f"    {rule}\n" for rule in rules)
