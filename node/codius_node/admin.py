@@ -1,23 +1,29 @@
-"""The operator's HTTP API: every pod, and the price; for root and the node's own user."""
+"""The operator's HTTP API: every pod, the price and the network policy; for root and the node's own user."""
 
 from __future__ import annotations
 
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final, Protocol
 
 from aiohttp import web
 
+from codius_netpolicy.policy import Policy
+from codius_netpolicy.probes import Result
+from codius_netpolicy.traffic import NO_TRAFFIC, Reason, Traffic, Volume
 from codius_node import answers, schema
 from codius_node.errors import BodyTooLargeError, ForbiddenError, NotFoundError, RequestError
 from codius_node.model import Json, ManifestHash, Pod, PodState
+from codius_node.policy import Origin, Repairs, build_report
 
 MAX_BODY: Final = 4096
 """Bytes of a POST: it holds one number."""
+MAX_POLICY_BODY: Final = 64 * 1024
+"""Bytes of a policy: four lists of 256 entries, an IPv6 range being the longest with 43 characters."""
 MAX_COST: Final = 10**12
 """Currency units a month, as for CODIUS_COST_PER_MONTH."""
 
@@ -32,11 +38,34 @@ class Engine(Protocol):
     async def pods(self) -> Sequence[Pod]: ...
     def url(self, hash: ManifestHash) -> str: ...
     async def set_cost_per_month(self, cost: Decimal) -> None: ...
+    async def traffic(self) -> Mapping[ManifestHash, Traffic]: ...
+    async def probe(self, hash: ManifestHash) -> Sequence[Result]: ...
+
+
+class Rules(Protocol):
+    """What the admin API asks of whoever keeps the network's rules."""
+
+    @property
+    def policy(self) -> Policy: ...
+    @property
+    def origin(self) -> Origin: ...
+    async def refused(self) -> Mapping[Reason, int]: ...
+    async def change(self, document: Json) -> int: ...
+    async def reset(self) -> int: ...
+
+
+class Watch(Protocol):
+    """What the admin API asks of whoever watches the network."""
+
+    @property
+    def repairs(self) -> Repairs: ...
 
 
 def build_app(
     *,
     engine: Engine,
+    rules: Rules,
+    watch: Watch,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     allowed_uids: frozenset[int] | None = None,
 ) -> web.Application:
@@ -46,6 +75,7 @@ def build_app(
     """
     guard = _Guard(frozenset({0, os.geteuid()}) if allowed_uids is None else allowed_uids)
     admin = _Admin(engine, clock)
+    network = _NetworkAdmin(engine, rules, watch)
     app = web.Application(middlewares=[answers.answer_errors, guard.check])
     app.on_response_prepare.append(answers.set_headers)
     answers.add_routes(
@@ -55,6 +85,10 @@ def build_app(
             ("GET", "/getPodInfo", admin.tell_pod),
             ("POST", "/config", admin.configure),
             ("GET", "/pods", admin.list_pods),
+            ("POST", "/pods/{hash}/probe", network.probe),
+            ("GET", "/policy", network.tell),
+            ("PUT", "/policy", network.change),
+            ("DELETE", "/policy", network.reset),
             ("*", "/{path:.*}", _refuse_path),
         ),
     )
@@ -110,7 +144,10 @@ class _Admin:
         return answers.render_json({"running": running})
 
     async def list_pods(self, _: web.Request) -> web.Response:
-        pods: list[Json] = [self._describe(pod) for pod in await self._engine.pods()]
+        traffic = await self._engine.traffic()
+        pods: list[Json] = [
+            self._describe(pod, traffic.get(pod.hash, NO_TRAFFIC)) for pod in await self._engine.pods()
+        ]
         return answers.render_json(pods)
 
     async def tell_pod(self, request: web.Request) -> web.Response:
@@ -132,16 +169,11 @@ class _Admin:
         raise NotFoundError(f"no pod found with id. id={values[0]}", hint="/getPods lists the running ones.")
 
     async def configure(self, request: web.Request) -> web.Response:
-        body = bytearray()
-        async for chunk in request.content.iter_any():
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise BodyTooLargeError(f"the body has more than {MAX_BODY} bytes")
-        cost = parse_config(schema.decode_json(bytes(body), limit=MAX_BODY))
+        cost = parse_config(await _read_json(request, limit=MAX_BODY))
         await self._engine.set_cost_per_month(cost)
         return web.Response(status=204)
 
-    def _describe(self, pod: Pod) -> dict[str, Json]:
+    def _describe(self, pod: Pod, traffic: Traffic) -> dict[str, Json]:
         left = (pod.expires_at - self._clock()).total_seconds()
         return {
             "hash": pod.hash,
@@ -156,7 +188,66 @@ class _Admin:
             "containers": [
                 {"id": container.id, "image": container.image} for container in pod.manifest.containers
             ],
+            "traffic": {
+                "sent": _render_volume(traffic.sent),
+                "received": _render_volume(traffic.received),
+                "refused": {reason.value: packets for reason, packets in traffic.refused.items()},
+            },
         }
+
+
+class _NetworkAdmin:
+    """The handlers of the network policy."""
+
+    def __init__(self, engine: Engine, rules: Rules, watch: Watch) -> None:
+        self._engine = engine
+        self._rules = rules
+        self._watch = watch
+
+    async def tell(self, _: web.Request) -> web.Response:
+        return answers.render_json(await self._report())
+
+    async def change(self, request: web.Request) -> web.Response:
+        cut = await self._rules.change(await _read_json(request, limit=MAX_POLICY_BODY))
+        return answers.render_json(await self._report() | {"cut": cut})
+
+    async def reset(self, _: web.Request) -> web.Response:
+        cut = await self._rules.reset()
+        return answers.render_json(await self._report() | {"cut": cut})
+
+    async def probe(self, request: web.Request) -> web.Response:
+        results = await self._engine.probe(ManifestHash(request.match_info["hash"]))
+        probes: list[Json] = [
+            {
+                "name": result.name,
+                "expected": result.expected.value,
+                "found": result.found.value,
+                "detail": result.detail,
+                "ok": result.ok,
+            }
+            for result in results
+        ]
+        return answers.render_json({"ok": all(result.ok for result in results), "probes": probes})
+
+    async def _report(self) -> dict[str, Json]:
+        rules = self._rules
+        report = build_report(
+            rules.policy, rules.origin, refused=await rules.refused(), repairs=self._watch.repairs
+        )
+        return report.as_document()
+
+
+async def _read_json(request: web.Request, *, limit: int) -> Json:
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise BodyTooLargeError(f"the body has more than {limit} bytes")
+    return schema.decode_json(bytes(body), limit=limit)
+
+
+def _render_volume(volume: Volume) -> dict[str, Json]:
+    return {"bytes": volume.bytes, "packets": volume.packets}
 
 
 def parse_config(document: Json) -> Decimal:
@@ -172,7 +263,8 @@ def parse_config(document: Json) -> Decimal:
 async def _refuse_path(request: web.Request) -> web.StreamResponse:
     raise NotFoundError(
         f"there is no {request.method} {request.path}",
-        hint="There are GET /pods, GET /getPods, GET /getPodInfo?id= and POST /config.",
+        hint="There are GET /pods, POST /pods/<hash>/probe, GET, PUT and DELETE /policy, GET /getPods,"
+        " GET /getPodInfo?id= and POST /config.",
     )
 
 

@@ -1,36 +1,29 @@
-"""The command `codiusd`: what people type, and what they read."""
+"""The command `codiusd`: what people type, and who carries it out."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, TextIO
+from typing import TYPE_CHECKING, Final, NoReturn
 
+from codius_netpolicy.policy import EgressMode, TransportPorts, parse_range
 from codius_node import config
+from codius_node.environment import HOST_VARIABLE, read_environ
 from codius_node.errors import CodiusError, SettingsError
+from codius_node.terminal import clean, paint, print_json, say_error
 
 # Everything else is imported by the command that needs it: `codiusd proxy` and `codiusd dns` stay small.
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
-    from rich.status import Status
-
-    from codius_node.client import Client, PodAnswer, PodListing
     from codius_node.config import Settings
     from codius_node.doctor import Finding
-    from codius_node.model import Json, LogLine, ManifestHash
+    from codius_node.model import Json
 
 DISTRIBUTION: Final = "codius-host"
-HOST_VARIABLE: Final = "CODIUS_HOST_URI"
-MAX_ENV_FILE: Final = 64 * 1024
-"""Bytes; a settings file has some two hundred lines at most."""
 
 FAILED: Final = 1
 MISUSED: Final = 2
@@ -45,10 +38,8 @@ NOISY: Final = frozenset({"asyncio", "aiosqlite", "pyroute2", "aiohttp"})
 """Libraries whose debug lines are about themselves, and there are thousands."""
 UNIT_SECONDS: Final[Mapping[str, int]] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION: Final = re.compile(r"([0-9]{1,12})([smhdw]?)")
-_ENV_LINE: Final = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)")
-_HASH: Final = re.compile(r"[a-z2-7]{52}")
-_COLOUR: Final = re.compile(r"\x1b\[[0-9;]{0,16}m")
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+NONE: Final = "none"
+"""What empties a list of the operator's rules."""
 
 OPERATOR_COMMANDS: Final = {
     "run": "the whole host with one command: node, front door and DNS",
@@ -57,6 +48,7 @@ OPERATOR_COMMANDS: Final = {
     "dns": "the DNS responder alone (no privilege)",
     "doctor": "look at this machine, and name what would keep a host from working",
     "pods": "list the pods of the node on this machine; with HASH, ask a host about one",
+    "policy": "whom pods reach on the network: show it, change it, try it out in a pod",
 }
 CLIENT_COMMANDS: Final = {
     "quote": "what a host would take for a manifest",
@@ -101,7 +93,7 @@ class _Parser(argparse.ArgumentParser):
     """Errors in the same one line as all others."""
 
     def error(self, message: str) -> NoReturn:
-        _say_error(message, f"`{self.prog} --help` shows how it is used.")
+        say_error(message, f"`{self.prog} --help` shows how it is used.")
         raise SystemExit(MISUSED)
 
 
@@ -167,11 +159,13 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_env_file(pods)
     _add_json(pods)
 
-    for name, handler in (("quote", _quote), ("upload", _upload)):
-        command = add(name, handler)
+    _add_policy_actions(add("policy", _administer))
+
+    for name in ("quote", "upload"):
+        command = add(name, _ask_host)
         command.add_argument("file", metavar="FILE", type=Path, help="codius.json, or {manifest, private}")
         _add_upload_options(command)
-        if handler is _upload:
+        if name == "upload":
             command.add_argument(
                 "--save",
                 metavar="FILE",
@@ -179,16 +173,77 @@ def _build_parser() -> argparse.ArgumentParser:
                 help="write what is uploaded to this new file, to upload or extend exactly it again",
             )
 
-    extend = add("extend", _extend)
+    extend = add("extend", _ask_host)
     extend.add_argument("target", metavar="HASH|FILE", help="the pod's hash, or the file it came from")
     _add_upload_options(extend)
 
-    logs = add("logs", _logs)
+    logs = add("logs", _ask_host)
     logs.add_argument("hash", metavar="HASH", type=_hash, help="the hash of the pod's manifest")
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what is written from now on")
     _add_host(logs)
     _add_json(logs, "one JSON object; with --follow one for each line")
     return parser
+
+
+def _add_policy_actions(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def add(name: str, what: str, more: str = "") -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.{more}")
+        _add_env_file(action)
+        _add_json(action)
+        return action
+
+    add("show", "what pods may do on the network, in plain words")
+    change = add(
+        "set",
+        "set rules of your own while the node runs",
+        " They replace those of the settings until `codiusd policy reset`, also across restarts. A list that"
+        f" is not named stays as it is in force; `{NONE}` empties it. Flows that are no longer allowed are"
+        " cut, all others go on.",
+    )
+    change.add_argument(
+        "--mode",
+        choices=[mode.value for mode in EgressMode],
+        help="open: pods reach everything but what is denied; listed: nothing but what is allowed",
+    )
+    for name, key, parse, what in (
+        ("--deny-range", "deniedRanges", parse_range, "a range of addresses that pods do not reach"),
+        (
+            "--allow-range",
+            "allowedRanges",
+            parse_range,
+            "a range that pods reach even if a wider one is denied",
+        ),
+        ("--deny-port", "deniedPorts", TransportPorts.parse, "a port pods do not reach, as in tcp/6667"),
+        ("--allow-port", "allowedPorts", TransportPorts.parse, "a port that pods reach, as in tcp/25"),
+    ):
+        change.add_argument(
+            name, dest=key, metavar="RULE", action=_Rules, type=_rule(parse), help=f"{what}; may be repeated"
+        )
+    add("reset", "go back to the rules of the settings")
+    probe = add("probe", "try from inside a pod what it reaches, without doing harm")
+    probe.add_argument("hash", metavar="HASH", type=_hash, help="the hash of the pod's manifest")
+
+
+class _Rules(argparse.Action):
+    """Appends; NONE begins an empty list."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: object, *_: object
+    ) -> None:
+        before = getattr(namespace, self.dest) or []
+        setattr(namespace, self.dest, [] if value == NONE else [*before, value])
+
+
+def _rule(parse: Callable[[str], object]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        try:
+            return text if text == NONE else str(parse(text))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return check
 
 
 def _add_json(command: argparse.ArgumentParser, what: str = "one JSON object, for scripts") -> None:
@@ -257,7 +312,9 @@ def _duration(text: str) -> int:
 
 
 def _hash(text: str) -> str:
-    if not _HASH.fullmatch(text):
+    from codius_node.schema import HASH_PATTERN
+
+    if not HASH_PATTERN.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no hash: that is 52 characters of a-z and 2-7")
     return text
 
@@ -266,7 +323,7 @@ def _hash(text: str) -> str:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    settings = config.load(_read_environ(arguments.env_file))
+    settings = config.load(read_environ(arguments.env_file))
     _start_logging(settings)
     for name in config.find_unknown(os.environ):
         if name != HOST_VARIABLE:
@@ -288,40 +345,6 @@ def _serve(arguments: argparse.Namespace) -> int:
             from codius_node import edge
 
             return edge.dns(settings)
-
-
-def _read_environ(path: Path | None) -> Mapping[str, str]:
-    """The environment, with the file's settings added for us and for the processes we start."""
-    if path is not None:
-        try:
-            with path.open(encoding="utf-8") as file:
-                text = file.read(MAX_ENV_FILE)
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
-                f"{path} cannot be read: {error}", hint="Name a file of NAME=value lines with --env-file."
-            ) from error
-        for name, value in parse_env_file(text, path).items():
-            os.environ.setdefault(name, value)
-    return os.environ
-
-
-def parse_env_file(text: str, path: Path) -> dict[str, str]:
-    """NAME=value lines as in systemd's EnvironmentFile: # or ; begins a comment, quotes may surround."""
-    found: dict[str, str] = {}
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip()
-        if not line or line[0] in "#;":
-            continue
-        match = _ENV_LINE.fullmatch(line)
-        if match is None:
-            raise SettingsError(
-                f"{path}, line {number}: {line!r} is not NAME=value", hint="Correct it, or put # in front."
-            )
-        value = match[2].strip()
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        found[match[1]] = value
-    return found
 
 
 def _start_logging(settings: Settings) -> None:
@@ -348,10 +371,10 @@ class _JournalFormatter(logging.Formatter):
 def _doctor(arguments: argparse.Namespace) -> int:
     from codius_node import doctor
 
-    findings = doctor.examine(_read_environ(arguments.env_file))
+    findings = doctor.examine(read_environ(arguments.env_file))
     healthy = not any(finding.verdict is doctor.Verdict.BAD for finding in findings)
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "ok": healthy,
                 "findings": [
@@ -369,284 +392,25 @@ def _show_findings(findings: Sequence[Finding]) -> None:
     colours = {"ok": "32", "warn": "33", "bad": "31", "skip": "2"}
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        verdict = _paint(f"{finding.verdict.value:<4}", colours[finding.verdict.value])
-        fix = f"  {_paint('->', '1')} {finding.fix}" if finding.fix else ""
-        print(f"{verdict}  {finding.name:<{width}}  {_clean(finding.message)}{_clean(fix, colours=True)}")
+        verdict = paint(f"{finding.verdict.value:<4}", colours[finding.verdict.value])
+        fix = f"  {paint('->', '1')} {finding.fix}" if finding.fix else ""
+        print(f"{verdict}  {finding.name:<{width}}  {clean(finding.message)}{clean(fix, colours=True)}")
 
 
 def _pods(arguments: argparse.Namespace) -> int:
-    import asyncio
+    return _administer(arguments) if arguments.hash is None else _ask_host(arguments)
 
-    from codius_node import client
 
-    if arguments.hash is None:
-        if arguments.host is not None:
-            raise SettingsError(
-                "hosts do not list their pods to everybody",
-                hint="Leave --host out for the node on this machine, or give a HASH.",
-            )
-        settings = config.load(_read_environ(arguments.env_file))
-        listings = asyncio.run(client.list_pods(settings.admin_socket))
-        if arguments.json:
-            _print_json({"pods": [dict(listing.document) for listing in listings]})
-        else:
-            _show_listings(listings)
-        return 0
+def _administer(arguments: argparse.Namespace) -> int:
+    from codius_node import admin_commands
 
-    async def ask() -> PodAnswer:
-        async with client.Client(_choose_host(arguments)) as host:
-            return await host.get(arguments.hash)
+    return admin_commands.run(arguments)
 
-    pod = asyncio.run(ask())
-    if arguments.json:
-        _print_json(dict(pod.document))
-    else:
-        _show_pod(pod, "The pod runs at", arguments, debug=None)
-    return 0
 
+def _ask_host(arguments: argparse.Namespace) -> int:
+    from codius_node import client_commands
 
-# ---- clients --------------------------------------------------------------------------------------
-
-
-def _quote(arguments: argparse.Namespace) -> int:
-    import asyncio
-
-    from codius_node import client
-
-    document, _fresh = client.read_upload(arguments.file, arguments.vars)
-
-    async def ask() -> client.Offer:
-        async with _open_client(arguments) as host:
-            with _Teller(arguments, "asking for the price") as teller:
-                parcel = await client.prepare(document, registry=host.registry, tell=teller.tell)
-                return await host.quote(parcel, _seconds(arguments))
-
-    offer = asyncio.run(ask())
-    if arguments.json:
-        _print_json(
-            {
-                "manifestHash": offer.hash,
-                "duration": offer.duration,
-                "price": str(offer.price),
-                "currency": offer.currency,
-            }
-        )
-    else:
-        print(f"{client.render_price(offer)} for {render_length(offer.duration)}")
-        print(f"  hash  {offer.hash}")
-    return 0
-
-
-def _upload(arguments: argparse.Namespace) -> int:
-    import asyncio
-
-    from codius_node import client
-
-    document, _fresh = client.read_upload(arguments.file, arguments.vars)
-
-    async def send() -> tuple[client.Parcel, PodAnswer]:
-        async with _open_client(arguments) as host:
-            with _Teller(arguments, "uploading") as teller:
-                parcel = await client.prepare(document, registry=host.registry, tell=teller.tell)
-                if arguments.save is not None:
-                    client.save_upload(arguments.save, parcel.document)
-                return parcel, await host.upload(parcel, _seconds(arguments), tell=teller.tell)
-
-    parcel, pod = asyncio.run(send())
-    if arguments.json:
-        _print_json({**pod.document, "images": dict(parcel.resolved)})
-    else:
-        said = "The pod runs at" if parcel.has_port else "The pod runs; it has no port, so nothing answers at"
-        _show_pod(pod, said, arguments, debug=parcel.debug)
-    return 0
-
-
-def _extend(arguments: argparse.Namespace) -> int:
-    import asyncio
-
-    from codius_node import client
-
-    document: dict[str, Json] | None = None
-    if not _HASH.fullmatch(arguments.target):
-        document, fresh = client.read_upload(Path(arguments.target), arguments.vars)
-        if fresh:
-            raise client.FileError(
-                f"{arguments.target} cannot name a pod: its private values are hashed anew each time",
-                hint="Give the hash, or the file that `codiusd upload --save` wrote.",
-            )
-
-    async def send() -> PodAnswer:
-        async with _open_client(arguments) as host:
-            hash: ManifestHash = arguments.target
-            with _Teller(arguments, "extending") as teller:
-                if document is not None:
-                    hash = (await client.prepare(document, registry=host.registry, tell=teller.tell)).hash
-                return await host.extend(hash, _seconds(arguments))
-
-    pod = asyncio.run(send())
-    if arguments.json:
-        _print_json(dict(pod.document))
-    else:
-        _show_pod(pod, "Extended:", arguments, debug=None)
-    return 0
-
-
-def _logs(arguments: argparse.Namespace) -> int:
-    import asyncio
-    from contextlib import aclosing
-
-    from codius_node import client
-
-    kept: list[Json] = []
-
-    def show(line: LogLine) -> None:
-        if not arguments.json:
-            print(_render_log_line(line), flush=arguments.follow)
-            return
-        entry: dict[str, Json] = {"container": line.container, "stream": line.stream, "text": line.text}
-        if arguments.follow:
-            _print_json(entry)
-        else:
-            kept.append(entry)
-
-    async def copy() -> None:
-        async with (
-            client.Client(_choose_host(arguments)) as host,
-            aclosing(host.logs(arguments.hash, follow=arguments.follow)) as lines,
-        ):
-            async for line in lines:
-                show(line)
-
-    asyncio.run(copy())
-    if arguments.json and not arguments.follow:
-        _print_json({"manifestHash": arguments.hash, "lines": kept})
-    return 0
-
-
-def _seconds(arguments: argparse.Namespace) -> int:
-    from codius_node.schema import DEFAULT_DURATION
-
-    return DEFAULT_DURATION if arguments.duration is None else int(arguments.duration)
-
-
-def _choose_host(arguments: argparse.Namespace) -> str:
-    from codius_node.client import DEFAULT_HOST
-
-    return arguments.host or os.environ.get(HOST_VARIABLE, "").strip() or DEFAULT_HOST
-
-
-def _open_client(arguments: argparse.Namespace) -> AbstractAsyncContextManager[Client]:
-    from codius_node import client
-
-    return client.Client(_choose_host(arguments), insecure_registries=arguments.insecure_registry)
-
-
-# ---- what people read -----------------------------------------------------------------------------
-
-
-class _Teller:
-    """Steps on stderr: with a spinner on a terminal, as lines elsewhere, not at all for scripts."""
-
-    def __init__(self, arguments: argparse.Namespace, title: str) -> None:
-        self._quiet = bool(arguments.json)
-        self._title = title
-        self._status: Status | None = None
-
-    def __enter__(self) -> _Teller:
-        if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.text import Text
-
-            self._status = Console(stderr=True).status(Text(self._title))
-            self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def tell(self, sentence: str) -> None:
-        """Say one step."""
-        if self._quiet:
-            return
-        line = _clean(sentence)
-        if self._status is None:
-            print(line, file=sys.stderr, flush=True)
-            return
-        from rich.text import Text
-
-        self._status.console.print(Text(f"  {line}", style="dim"))
-        self._status.update(Text(line))
-
-
-def _show_pod(pod: PodAnswer, said: str, arguments: argparse.Namespace, *, debug: bool | None) -> None:
-    """`debug`: whether the pod's logs can be read; None when that is not known."""
-    left = (pod.expires_at - datetime.now(UTC)).total_seconds()
-    until = pod.expires_at.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-    host = f" --host {arguments.host}" if arguments.host else ""
-    print(f"{said} {_paint(_clean(pod.url), '1;36')}")
-    print(f"  hash    {pod.hash}")
-    print(f"  until   {until} ({render_length(round(left))} from now)")
-    print(f"  extend  codiusd extend {pod.hash} --duration 1h{host}")
-    if debug is False:
-        print('  logs    closed: its manifest does not say "debug": true')
-    else:
-        print(f"  logs    codiusd logs {pod.hash} --follow{host}")
-
-
-def _show_listings(listings: Sequence[PodListing]) -> None:
-    if not listings:
-        print("No pods.")
-        return
-    rows = [("HASH", "NAME", "STATE", "TIME LEFT", "ADDRESS")]
-    for pod in listings:
-        left = render_length(pod.seconds_left)
-        rows.append((pod.hash, _clean(pod.name), pod.state, left, pod.address))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def render_length(seconds: int) -> str:
-    """A length of time for people: its two largest units."""
-    parts = []
-    rest = max(seconds, 0)
-    for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, rest = divmod(rest, size)
-        if count:
-            parts.append(f"{count} {name}")
-    return " ".join(parts[:2]) or "0 s"
-
-
-def _render_log_line(line: LogLine) -> str:
-    """As the host sent it; on a terminal with colours, and with nothing that could confuse it."""
-    prefix = f"{line.container} {line.stream} " if line.container else ""
-    if not sys.stdout.isatty():
-        return prefix + line.text
-    return _paint(_clean(prefix), "33" if line.stream == "stderr" else "36") + _clean(line.text, colours=True)
-
-
-def _clean(text: str, *, colours: bool = False) -> str:
-    """Text of strangers, without what a terminal would obey; `colours` may stay."""
-    if not colours:
-        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-    kept = _COLOUR.findall(text)
-    plain = [_CONTROL.sub("\N{REPLACEMENT CHARACTER}", part) for part in _COLOUR.split(text)]
-    return "".join(part for pair in zip(plain, [*kept, ""], strict=True) for part in pair) + (
-        "\x1b[0m" if kept else ""
-    )
-
-
-def _paint(text: str, colour: str) -> str:
-    return f"\x1b[{colour}m{text}\x1b[0m" if _has_colours(sys.stdout) else text
-
-
-def _has_colours(stream: TextIO) -> bool:
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def _print_json(document: Json) -> None:
-    print(json.dumps(document, ensure_ascii=False), flush=True)
+    return client_commands.run(arguments)
 
 
 def _fail(error: CodiusError, *, as_json: bool) -> int:
@@ -655,14 +419,6 @@ def _fail(error: CodiusError, *, as_json: bool) -> int:
         status = getattr(error, "answer_status", None)
         if isinstance(status, int):
             problem["statusCode"] = status
-        _print_json({"error": problem})
-    _say_error(error.message, error.hint)
+        print_json({"error": problem})
+    say_error(error.message, error.hint)
     return FAILED
-
-
-def _say_error(message: str, hint: str | None) -> None:
-    """One line, in red on a terminal: what happened, and what to do next."""
-    text = _clean(" ".join(message.split()))
-    if _has_colours(sys.stderr):
-        text = f"\x1b[31m{text}\x1b[0m"
-    print(f"codiusd: {text}" + (f" -- {_clean(hint)}" if hint else ""), file=sys.stderr)

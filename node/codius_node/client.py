@@ -1,4 +1,4 @@
-"""What clients ask of a host, over HTTP: prices, uploads, extensions, logs; and the operator's list."""
+"""What clients ask of a host, over HTTP: prices, uploads, extensions, logs."""
 
 from __future__ import annotations
 
@@ -84,19 +84,6 @@ class PodAnswer:
     hash: ManifestHash
     url: str
     expires_at: datetime
-    document: Mapping[str, Json]
-
-
-@dataclass(frozen=True, slots=True)
-class PodListing:
-    """A pod in the operator's list. `document` is its whole entry, for scripts."""
-
-    hash: str
-    name: str
-    state: str
-    seconds_left: int
-    address: str
-    url: str
     document: Mapping[str, Json]
 
 
@@ -459,7 +446,7 @@ class Client:
                 f"{self.origin} sends us on to {schema.quote(target)}",
                 hint="Give that address with --host, if you trust it.",
             )
-        body = await _read(response)
+        body = await read_body(response)
         if body is None:
             raise self._nonsense(f"more than {MAX_ANSWER} bytes")
         if response.status == 402:
@@ -534,14 +521,15 @@ def _reaching(origin: URL) -> Iterator[None]:
         ) from error
     except aiohttp.ClientConnectorError as error:
         raise HostError(
-            f"{origin} cannot be reached: {_reason(error)}",
+            f"{origin} cannot be reached: {explain(error)}",
             hint="Is the host running there, and is the address right? `--host` names another.",
         ) from error
     except (aiohttp.ClientError, ConnectionError) as error:
-        raise HostError(f"the connection to {origin} broke: {_reason(error)}", hint="Try again.") from error
+        raise HostError(f"the connection to {origin} broke: {explain(error)}", hint="Try again.") from error
 
 
-def _reason(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
+    """Why a connection failed, in words."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not valid ({error.certificate_error})"
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -552,7 +540,7 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+async def read_body(response: aiohttp.ClientResponse) -> bytes | None:
     """The body; None when it is larger than any answer should be."""
     body = bytearray()
     async for chunk in response.content.iter_any():
@@ -581,70 +569,3 @@ def parse_log_line(raw: bytes) -> LogLine:
     container, _, rest = text.partition(" ")
     stream, _, message = rest.partition(" ")
     return LogLine(container, stream, message) if stream in {"stdout", "stderr"} else LogLine("", "", text)
-
-
-# ---- the operator's list --------------------------------------------------------------------------
-
-
-async def list_pods(admin_socket: Path) -> list[PodListing]:
-    """Every pod of the node on this machine, by its admin socket."""
-    try:
-        entries = await _ask_admin(admin_socket)
-    except PermissionError as error:
-        raise HostError(f"{admin_socket} is not open to you", hint="Run it as root (sudo).") from error
-    except (aiohttp.ClientConnectorError, FileNotFoundError, ConnectionError) as error:
-        cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-        if isinstance(cause, PermissionError):
-            raise HostError(f"{admin_socket} is not open to you", hint="Run it as root (sudo).") from error
-        raise HostError(
-            f"no node is running on this machine: nobody answers at {admin_socket}",
-            hint="Start one with `codiusd run`, or ask a host about one pod: `codiusd pods HASH --host URL`.",
-        ) from error
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise HostError(
-            f"{admin_socket} does not answer: {_reason(error)}", hint="Look at its log."
-        ) from error
-    try:
-        return [_read_listing(entry) for entry in cast("list[dict[str, Json]]", entries)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise HostError(
-            f"the answer at {admin_socket} is no list of pods",
-            hint="Is the node of another version? Restart it.",
-        ) from error
-
-
-async def _ask_admin(admin_socket: Path) -> Json:
-    async with (
-        aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(path=str(admin_socket)),
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
-        ) as session,
-        session.get("http://localhost/pods") as response,
-    ):
-        body = await _read(response)
-        if body is None:
-            raise HostError(f"the answer at {admin_socket} is larger than {MAX_ANSWER} bytes")
-        try:
-            document: Json = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise HostError(f"the answer at {admin_socket} is not JSON") from error
-        if response.status != 200:
-            told = document if isinstance(document, dict) else {}
-            raise RefusedError(
-                str(told.get("message", f"status {response.status}")),
-                answer_status=response.status,
-                hint=str(told["hint"]) if "hint" in told else None,
-            )
-        return document
-
-
-def _read_listing(entry: dict[str, Json]) -> PodListing:
-    return PodListing(
-        hash=str(entry["hash"]),
-        name=str(entry["name"]),
-        state=str(entry["state"]),
-        seconds_left=int(str(entry["secondsLeft"])),
-        address=str(entry["address"]),
-        url=str(entry["url"]),
-        document=entry,
-    )

@@ -7,11 +7,20 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+from codius_netpolicy.policy import (
+    MAX_RATE,
+    MAX_RULES,
+    UNIQUE_LOCAL,
+    EgressMode,
+    Limits,
+    TransportPorts,
+    parse_range,
+)
 from codius_node.errors import SettingsError
 
 T = TypeVar("T")
@@ -26,6 +35,10 @@ MAX_PROXY_WORKERS: Final = 64
 """Workers; more than the CPUs of any machine this is meant for is a typing error."""
 POD_POOL_PREFIXES: Final = range(16, 29)
 """A pool of /16 (65 000 pods) down to /28 (a dozen)."""
+MAX_CONNECTIONS: Final = 100_000
+"""Flows of one pod, at once or begun in a second: some kernels track no more of all pods together."""
+MEGABIT: Final = 1_000_000
+"""Bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,24 +161,49 @@ def _words(value: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[,\s]+", value) if word)
 
 
-def _addresses(value: str) -> tuple[IPv4Address | IPv6Address, ...]:
-    return tuple(ip_address(word) for word in _words(value))
+class _WordError(ValueError):
+    """One word of a list that cannot be used."""
 
 
-def _uris(value: str) -> tuple[str, ...]:
-    return tuple(parse_public_uri(word).origin for word in _words(value))
+def _each(parse: Callable[[str], T], *, most: int | None = None) -> Callable[[str], tuple[T, ...]]:
+    def parse_words(value: str) -> tuple[T, ...]:
+        words = _words(value)
+        if most is not None and len(words) > most:
+            raise ValueError
+        return tuple(map(parse_word, words))
+
+    def parse_word(word: str) -> T:
+        try:
+            return parse(word)
+        except ValueError:
+            raise _WordError(word) from None
+
+    return parse_words
 
 
-def _names(value: str) -> tuple[str, ...]:
-    names = tuple(word.lower().rstrip(".") for word in _words(value))
-    if not all(HOST_PATTERN.fullmatch(name) for name in names):
+def _uri(word: str) -> str:
+    return parse_public_uri(word).origin
+
+
+def _name(word: str) -> str:
+    name = word.lower().rstrip(".")
+    if not HOST_PATTERN.fullmatch(name):
         raise ValueError
-    return names
+    return name
 
 
 def _pool(value: str) -> IPv4Network:
     network = IPv4Network(value)
     if not network.is_private or network.prefixlen not in POD_POOL_PREFIXES:
+        raise ValueError
+    return network
+
+
+def _pool6(value: str) -> IPv6Network | None:
+    if not value:
+        return None
+    network = IPv6Network(value)
+    if not network.subnet_of(UNIQUE_LOCAL):
         raise ValueError
     return network
 
@@ -257,7 +295,7 @@ class Settings:
     )
     bootstrap_peers: tuple[str, ...] = _setting(
         "CODIUS_BOOTSTRAP_PEERS",
-        _uris,
+        _each(_uri),
         "[]",
         'a JSON list of URIs, such as ["https://codius.example.com"]',
         "Hosts known from the start.",
@@ -298,12 +336,84 @@ class Settings:
         "a private IPv4 network from /16 to /28",
         "Addresses of the pods.",
     )
-    pod_resolvers: tuple[IPv4Address | IPv6Address, ...] = _setting(
+    pod_network_6: IPv6Network | None = _setting(
+        "CODIUS_POD_NETWORK_6",
+        _pool6,
+        "",
+        "a unique local IPv6 network, such as fd77::/112",
+        "IPv6 addresses of the pods, translated on their way out (NAT66). Unset: pods have no IPv6.",
+    )
+    chosen_pod_resolvers: tuple[IPv4Address | IPv6Address, ...] = _setting(
         "CODIUS_POD_RESOLVERS",
-        _addresses,
-        "9.9.9.9, 1.1.1.1",
-        "public IP addresses, divided by commas",
-        "DNS resolvers of the pods.",
+        _each(ip_address),
+        "",
+        "IP addresses, divided by commas",
+        "DNS resolvers of the pods, reached on port 53 wherever they are. Unset: those of this host.",
+    )
+    pod_egress: EgressMode = _setting(
+        "CODIUS_POD_EGRESS",
+        EgressMode,
+        "open",
+        "open or listed",
+        "What pods reach on the internet. `open`: everything but what is denied. `listed`: nothing but"
+        " what is allowed.",
+    )
+    pod_denied_ranges: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        "CODIUS_POD_DENIED_RANGES",
+        _each(parse_range, most=MAX_RULES),
+        "",
+        f"up to {MAX_RULES} ranges such as 203.0.113.0/24, divided by commas",
+        "Addresses that pods do not reach, besides private and reserved ones."
+        " The most specific range decides.",
+    )
+    pod_allowed_ranges: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        "CODIUS_POD_ALLOWED_RANGES",
+        _each(parse_range, most=MAX_RULES),
+        "",
+        f"up to {MAX_RULES} ranges such as 192.168.7.0/24, divided by commas",
+        "Addresses that pods reach although a wider range around them is denied.",
+    )
+    pod_denied_ports: tuple[TransportPorts, ...] = _setting(
+        "CODIUS_POD_DENIED_PORTS",
+        _each(TransportPorts.parse, most=MAX_RULES),
+        "",
+        f"up to {MAX_RULES} ports such as tcp/6667 or udp/6000-6063, divided by commas",
+        "Ports that pods do not reach anywhere, besides tcp/25 (mail) and tcp/5060, udp/5060 (telephony).",
+    )
+    pod_allowed_ports: tuple[TransportPorts, ...] = _setting(
+        "CODIUS_POD_ALLOWED_PORTS",
+        _each(TransportPorts.parse, most=MAX_RULES),
+        "",
+        f"up to {MAX_RULES} ports such as tcp/25, divided by commas",
+        "Ports that pods reach although they are denied by default; with `listed`, the only ones.",
+    )
+    pod_connections: int = _setting(
+        "CODIUS_POD_CONNECTIONS",
+        _integer(0, MAX_CONNECTIONS),
+        str(Limits().connections),
+        f"a number up to {MAX_CONNECTIONS}; 0: no limit",
+        "Connections that a pod may have open at once to the outside.",
+    )
+    pod_new_connections: int = _setting(
+        "CODIUS_POD_NEW_CONNECTIONS",
+        _integer(0, MAX_CONNECTIONS),
+        str(Limits().new_connections),
+        f"a number up to {MAX_CONNECTIONS}; 0: no limit",
+        "Connections that a pod may begin in a second; for a moment, twice as many.",
+    )
+    pod_send_mbit: int = _setting(
+        "CODIUS_POD_SEND_MBIT",
+        _integer(0, MAX_RATE // MEGABIT),
+        str(Limits().send_rate // MEGABIT),
+        f"a number up to {MAX_RATE // MEGABIT}; 0: no limit",
+        "Megabits that a pod may send in a second.",
+    )
+    pod_receive_mbit: int = _setting(
+        "CODIUS_POD_RECEIVE_MBIT",
+        _integer(0, MAX_RATE // MEGABIT),
+        str(Limits().receive_rate // MEGABIT),
+        f"a number up to {MAX_RATE // MEGABIT}; 0: no limit",
+        "Megabits that a pod may receive in a second.",
     )
     proxy_workers: int = _setting(
         "CODIUS_PROXY_WORKERS",
@@ -328,14 +438,14 @@ class Settings:
     )
     dns_nameservers: tuple[str, ...] = _setting(
         "CODIUS_DNS_NAMESERVERS",
-        _names,
+        _each(_name),
         "",
         "host names, divided by commas",
         "Names of the zone's name servers. Unset: ns1 below the host's name.",
     )
     chosen_public_addresses: tuple[IPv4Address | IPv6Address, ...] = _setting(
         "CODIUS_PUBLIC_ADDRESSES",
-        _addresses,
+        _each(ip_address),
         "",
         "IP addresses, divided by commas",
         "Addresses that the host's name and its pods' names resolve to. Unset: loopback for a host below"
@@ -429,8 +539,9 @@ def load(environ: Mapping[str, str]) -> Settings:
             continue
         try:
             values[attribute] = setting.parse(texts.pop())
-        except (ValueError, ArithmeticError):
-            problems.append(f"{given[0]}={environ[given[0]]!r} cannot be used: give {setting.accepts}.")
+        except (ValueError, ArithmeticError) as error:
+            word = f" ({error.args[0]!r} is the trouble)" if isinstance(error, _WordError) else ""
+            problems.append(f"{given[0]}={environ[given[0]]!r} cannot be used{word}: give {setting.accepts}.")
     if problems:
         raise SettingsError(
             "\n".join(problems),

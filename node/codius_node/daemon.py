@@ -17,9 +17,12 @@ from typing import Final
 
 from aiohttp import web
 
+from codius_netpolicy.policy import Policy
 from codius_node import admin, answers, api, manifest, systemd
 from codius_node.config import Settings
-from codius_node.engine import ContainerEngine, Engine, Network
+from codius_node.doors import ContainerEngine, Network
+from codius_node.egress import EgressRules, find_egress
+from codius_node.engine import Engine
 from codius_node.errors import SettingsError
 from codius_node.feed import Feed
 from codius_node.hoststats import HostStats
@@ -29,8 +32,11 @@ from codius_node.noop import NoopEngine, NoopNetwork
 from codius_node.payments import FreeRail
 from codius_node.peers import Peers
 from codius_node.podman import Podman
+from codius_node.policy import build_policy
 from codius_node.reconciler import Reconciler
+from codius_node.resolvers import find_host_resolvers
 from codius_node.store import Store
+from codius_node.watch import NetworkWatch
 
 logger = logging.getLogger(__name__)
 
@@ -50,31 +56,33 @@ class Node:
     store: Store
     feed: Feed
     reconciler: Reconciler
+    watch: NetworkWatch
 
 
 @asynccontextmanager
 async def open_node(
     settings: Settings,
     *,
-    network: Network | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     target_of: Callable[[Pod], Target | None] | None = None,
 ) -> AsyncIterator[Node]:
     """A node, from its database to its listeners; the order is that of ARCHITECTURE.md, path 5."""
     async with AsyncExitStack() as stack:
+        policy = await _build_policy(settings)
         _prepare_directories(settings)
         stack.callback(os.close, _lock(settings.root))
         store = await Store.open(settings.database, key_path=settings.key_file, restore=manifest.restore)
         stack.push_async_callback(store.aclose)
         await _check_addresses(settings, store)
-        containers, kernel = await _open_doors(settings, network, stack)
+        chosen = await find_egress(store, policy)
+        containers, network = await _open_doors(settings, policy.with_egress(chosen or policy.egress), stack)
         host = HostStats(disk=settings.root)
         feed = Feed()
         engine = Engine(
             settings=settings,
             store=store,
             containers=containers,
-            network=kernel,
+            network=network,
             rail=FreeRail(),
             routes=feed,
             host=host,
@@ -83,12 +91,16 @@ async def open_node(
         )
         await engine.load_cost_per_month()
         reconciler = Reconciler(
-            engine=engine, store=store, containers=containers, network=kernel, clock=clock
+            engine=engine, store=store, containers=containers, network=network, clock=clock
         )
+        rules = EgressRules(network=network, store=store, own=policy.egress, chosen=chosen, clock=clock)
+        watch = NetworkWatch(network=network, bank=engine.bank_traffic, clock=clock)
         peers = Peers(store, bootstrap=settings.bootstrap_peers, own=settings.public_uri, clock=clock)
         await peers.start()
         stack.push_async_callback(reconciler.aclose)
         await reconciler.recover()
+        watch.start()
+        stack.push_async_callback(watch.aclose)
 
         await feed.start(settings.feed_socket)
         stack.push_async_callback(feed.aclose)
@@ -96,14 +108,21 @@ async def open_node(
         public = api.build_app(engine=engine, peers=peers, host=host, settings=settings, started_at=clock())
         await _listen(public, settings.api_socket, stack)
         _share(settings.api_socket)
-        operators = admin.build_app(engine=engine, clock=clock)
+        operators = admin.build_app(engine=engine, rules=rules, watch=watch, clock=clock)
         await _listen(operators, settings.admin_socket, stack)
         settings.admin_socket.chmod(0o600)
         if settings.admin_api:
             await _listen_tcp(operators, settings.admin_port, stack)
         loop = asyncio.create_task(reconciler.run(), name="reconciler")
         stack.push_async_callback(_cancel, loop)
-        yield Node(settings, engine, store, feed, reconciler)
+        yield Node(settings, engine, store, feed, reconciler, watch)
+
+
+async def _build_policy(settings: Settings) -> Policy:
+    if settings.chosen_pod_resolvers or settings.noop:
+        return build_policy(settings)
+    ipv6 = settings.pod_network_6 is not None
+    return build_policy(settings, await asyncio.to_thread(find_host_resolvers, ipv6=ipv6))
 
 
 async def _check_addresses(settings: Settings, store: Store) -> None:
@@ -118,20 +137,18 @@ async def _check_addresses(settings: Settings, store: Store) -> None:
 
 
 async def _open_doors(
-    settings: Settings, network: Network | None, stack: AsyncExitStack
+    settings: Settings, policy: Policy, stack: AsyncExitStack
 ) -> tuple[ContainerEngine, Network]:
     if settings.noop:
-        return NoopEngine(), network or NoopNetwork()
+        return NoopEngine(), NoopNetwork(policy)
     podman = Podman(
         settings.engine_socket,
         files=settings.pod_files,
-        resolvers=[str(resolver) for resolver in settings.pod_resolvers],
+        resolvers=[str(resolver) for resolver in policy.resolvers],
     )
     await podman.open()
     stack.push_async_callback(podman.aclose)
-    if network is not None:
-        return podman, network
-    kernel = KernelNetwork(settings.pod_network)
+    kernel = KernelNetwork(policy)
     stack.push_async_callback(kernel.aclose)
     return podman, kernel
 

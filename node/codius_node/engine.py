@@ -7,33 +7,43 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from ipaddress import IPv4Address, IPv4Network
-from typing import Final, Protocol
+from ipaddress import IPv4Address
+from typing import Final
 
+from codius_netpolicy.probes import Result
+from codius_netpolicy.traffic import NO_TRAFFIC, Traffic
 from codius_node import lifecycle, podspec, pricing
+from codius_node.addresses import AddressPool
 from codius_node.config import Settings
+from codius_node.doors import ContainerEngine, HostStats, Network, Rail, RoutePublisher
 from codius_node.errors import (
     CodiusError,
     ForbiddenError,
     HostFullError,
+    NetworkError,
     NotFoundError,
     StoreError,
 )
 from codius_node.model import (
     Capacity,
     Currency,
-    FoundPod,
     LogLine,
     Machine,
     ManifestHash,
     Pod,
-    PodSpec,
     PodState,
-    PullProgress,
     Quote,
     Receipt,
     Target,
@@ -56,68 +66,6 @@ PORT_POLL_SECONDS: Final = 0.002
 DRAIN_SECONDS: Final = 1.0
 """What requests under way get to finish when their pod's time is up."""
 COST_SETTING: Final = "cost_per_month"
-
-
-class ContainerEngine(Protocol):
-    """What the engine needs from whatever runs containers."""
-
-    def pull(self, image: str) -> AsyncGenerator[PullProgress, None]:
-        """Make the image present; ImageError when it cannot be had."""
-        ...
-
-    async def create(self, spec: PodSpec) -> None: ...
-    async def start_infra(self, hash: ManifestHash) -> None: ...
-    async def open_netns(self, hash: ManifestHash) -> int: ...
-    async def prepare_members(self, hash: ManifestHash) -> None:
-        """What can be done of a start before any program runs; safe while the network is being wired."""
-        ...
-
-    async def start_members(self, hash: ManifestHash) -> None: ...
-    async def check_members(self, hash: ManifestHash) -> None:
-        """PodStartError when a container of the pod has exited."""
-        ...
-
-    async def remove(self, hash: ManifestHash) -> None: ...
-    async def find_pods(self) -> list[FoundPod]: ...
-    def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]: ...
-
-
-class Network(Protocol):
-    """What the engine needs from the kernel."""
-
-    async def start(self, addresses: Collection[IPv4Address]) -> frozenset[IPv4Address]: ...
-    async def attach(self, address: IPv4Address, netns_fd: int) -> None: ...
-    async def detach(self, address: IPv4Address) -> None: ...
-    async def links(self) -> frozenset[IPv4Address]: ...
-
-
-class Rail(Protocol):
-    """A way to pay."""
-
-    @property
-    def currency(self) -> Currency: ...
-    async def authorize(self, quote: Quote, token: str | None) -> None:
-        """PaymentRequiredError unless the claim can be expected to succeed."""
-        ...
-
-    async def claim(self, quote: Quote, token: str | None) -> Receipt: ...
-
-
-class RoutePublisher(Protocol):
-    """Where the front door learns its routes."""
-
-    def publish(self, hash: ManifestHash, target: Target) -> None: ...
-    def unpublish(self, hash: ManifestHash) -> None: ...
-
-
-class HostStats(Protocol):
-    """The machine's own figures, in bytes."""
-
-    def memory(self) -> tuple[int, int]:
-        """Available and total memory."""
-        ...
-
-    def free_disk(self) -> int: ...
 
 
 Progress = Callable[[str], None]
@@ -153,6 +101,7 @@ class Engine:
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._in_flight: set[ManifestHash] = set()
         self._half_undone: set[ManifestHash] = set()  # since their last upload
+        self._banked: Mapping[ManifestHash, Traffic] = {}
         self._addresses = AddressPool(settings.pod_network)
         self._allocation = asyncio.Lock()  # from choosing an address to its row in the store
         self._cost_per_month = settings.cost_per_month
@@ -213,6 +162,44 @@ class Engine:
                 hint="Logs are shown for manifests with `debug: true`; it is part of the hash.",
             )
         return self._containers.logs(hash, follow=follow)
+
+    async def traffic(self) -> Mapping[ManifestHash, Traffic]:
+        """Of every pod: the kernel's counters, and where it has none (or cannot be asked) the kept ones."""
+        pods = await self._store.pods()
+        kept = await self._store.traffic(pod.hash for pod in pods)
+        try:
+            live = await self._network.traffic()
+        except NetworkError as error:
+            logger.warning("the pods' traffic is told as it was last kept: %s", error)
+            live = {}
+        return {pod.hash: live.get(pod.address, kept.get(pod.hash, NO_TRAFFIC)) for pod in pods}
+
+    async def bank_traffic(self) -> None:
+        """Keep the counters that have changed since the last time, so that a crash loses little of them."""
+        # A pod counts only if it was there before the kernel was asked and still is: nobody else had its
+        # address meanwhile.
+        before = {pod.hash: (pod.address, pod.created_at) for pod in await self._store.pods()}
+        live = await self._network.traffic()
+        pods = [pod for pod in await self._store.pods() if pod.address in live]
+        read = {
+            pod.hash: live[pod.address]
+            for pod in pods
+            if before.get(pod.hash) == (pod.address, pod.created_at)
+        }
+        changed = {hash: t for hash, t in read.items() if t != self._banked.get(hash, NO_TRAFFIC)}
+        if changed:
+            await self._store.save_traffic(changed, now=self._clock())
+        self._banked = read
+
+    async def probe(self, hash: ManifestHash) -> Sequence[Result]:
+        """What the pod finds when it tries, without doing harm, what the policy allows and what it denies."""
+        await self.get(hash)
+        others = [other.address for other in await self._store.pods(PodState.RUNNING) if other.hash != hash]
+        netns = await self._containers.open_netns(hash)
+        try:
+            return await self._network.probe(netns, others)
+        finally:
+            os.close(netns)
 
     async def capacity(self) -> Capacity:
         """Whether the next upload would find room, by the test the upload itself makes."""
@@ -292,18 +279,29 @@ class Engine:
             await self._containers.create(spec)
             await self._containers.start_infra(hash)
             progress("wiring its network")
-            undo.push_async_callback(self._undo, hash, "network", lambda _: self._network.detach(pod.address))
+            undo.push_async_callback(self._undo, hash, "network", lambda _: self._detach(pod))
             await _both(self._wire(pod), self._containers.prepare_members(hash))
             progress(f"starting {len(spec.containers)} container{'s' if len(spec.containers) > 1 else ''}")
             await self._containers.start_members(hash)
             await self._settle(pod)
 
     async def _wire(self, pod: Pod) -> None:
+        traffic = (await self._store.traffic([pod.hash])).get(pod.hash, NO_TRAFFIC)
         netns = await self._containers.open_netns(pod.hash)
         try:
-            await self._network.attach(pod.address, netns)
+            await self._network.attach(pod.address, netns, traffic)
         finally:
             os.close(netns)
+
+    async def _detach(self, pod: Pod) -> None:
+        """Off the network; what its counters came to is kept."""
+        last = await self._network.detach(pod.address)
+        if last is None:
+            return
+        try:
+            await self._store.save_traffic({pod.hash: last}, now=self._clock())
+        except StoreError as error:  # a full disk: going on is what frees it
+            logger.warning("pod %s: its traffic since the last look is not kept: %s", pod.hash, error)
 
     async def _settle(self, pod: Pod) -> None:
         """Return when the pod's port answers, or when nothing has exited for a while (PodStartError)."""
@@ -401,7 +399,7 @@ class Engine:
         self._routes.unpublish(pod.hash)
         began = self._clock()
         try:
-            await self._network.detach(pod.address)
+            await self._detach(pod)
             await self._containers.remove(pod.hash)
             async with AsyncExitStack() as undo:
                 await self._start(pod, undo, _say_nothing)
@@ -424,7 +422,7 @@ class Engine:
                 logger.warning("pod %s: %s; it goes all the same", pod.hash, error)
         if pod.state is PodState.RUNNING and pod.manifest.port is not None and not self._settings.noop:
             await asyncio.sleep(DRAIN_SECONDS)
-        await self._network.detach(pod.address)
+        await self._detach(pod)
         await self._containers.remove(pod.hash)
         await self._store.remove_pod(pod.hash)
         self._half_undone.discard(pod.hash)
@@ -500,30 +498,6 @@ class Engine:
             self._holders[hash] -= 1
             if not self._holders[hash]:
                 del self._holders[hash], self._locks[hash]
-
-
-class AddressPool:
-    """Hands out pod addresses round-robin, so that one is not soon used again by another pod."""
-
-    def __init__(self, network: IPv4Network) -> None:
-        self._first = int(network.network_address) + 1
-        self._count = network.num_addresses - 2
-        self._cursor = 0
-
-    def go_on_after(self, address: IPv4Address) -> None:
-        """As if it had just been handed out."""
-        self._cursor = (int(address) - self._first + 1) % self._count
-
-    def next_free(self, taken: Collection[IPv4Address]) -> IPv4Address:
-        """HostFullError when every address is taken."""
-        for _ in range(self._count):
-            candidate = IPv4Address(self._first + self._cursor)
-            self._cursor = (self._cursor + 1) % self._count
-            if candidate not in taken:
-                return candidate
-        raise HostFullError(
-            f"all {self._count} pod addresses of this host are in use", hint="Try another host: GET /peers."
-        )
 
 
 async def _both(first: Awaitable[None], second: Awaitable[None]) -> None:

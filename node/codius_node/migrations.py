@@ -92,7 +92,33 @@ _BEGINNING: Final = Migration(
     ),
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_BEGINNING,)
+# No reference to manifests: like the ledger, it outlives the pods. SQLite's integers hold 9 exabytes.
+_TRAFFIC: Final = Migration(
+    version=2,
+    purpose="traffic of each manifest",
+    statements=(
+        """
+        CREATE TABLE traffic (
+            manifest_hash TEXT NOT NULL PRIMARY KEY CHECK (length(manifest_hash) = 52),
+            sent_bytes INTEGER NOT NULL CHECK (sent_bytes >= 0),
+            sent_packets INTEGER NOT NULL CHECK (sent_packets >= 0),
+            received_bytes INTEGER NOT NULL CHECK (received_bytes >= 0),
+            received_packets INTEGER NOT NULL CHECK (received_packets >= 0),
+            changed_at INTEGER NOT NULL CHECK (changed_at >= 0)
+        ) STRICT
+        """,
+        """
+        CREATE TABLE refusals (
+            manifest_hash TEXT NOT NULL REFERENCES traffic (manifest_hash),
+            reason TEXT NOT NULL CHECK (length(reason) > 0),
+            packets INTEGER NOT NULL CHECK (packets >= 0),
+            PRIMARY KEY (manifest_hash, reason)
+        ) STRICT
+        """,
+    ),
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_BEGINNING, _TRAFFIC)
 
 
 def find_pending(version: int) -> Sequence[Migration]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
+from codius_netpolicy.policy import Egress, Policy
+from codius_netpolicy.probes import Result
+from codius_netpolicy.traffic import Reason, Traffic
 from codius_node.model import FoundPod, FoundState, LogLine, ManifestHash, PodSpec, PullProgress
 
 
@@ -59,26 +62,51 @@ class NoopEngine:
 
 
 class NoopNetwork:
-    """Stands where the kernel would; a link is an address in a set."""
+    """Stands where the kernel would; a link is an address with the traffic it was given."""
 
-    def __init__(self) -> None:
-        self._links: set[IPv4Address] = set()
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._links: dict[IPv4Address, Traffic] = {}
 
-    async def start(self, addresses: Collection[IPv4Address]) -> frozenset[IPv4Address]:
+    async def start(self, pods: Mapping[IPv4Address, Traffic]) -> frozenset[IPv4Address]:
         """No link outlives the process."""
         return frozenset()
 
-    async def attach(self, address: IPv4Address, netns_fd: int) -> None:
+    async def attach(self, address: IPv4Address, netns_fd: int, traffic: Traffic) -> None:
         """Remember the address."""
-        self._links.add(address)
+        self._links[address] = traffic
 
-    async def detach(self, address: IPv4Address) -> None:
+    async def detach(self, address: IPv4Address) -> Traffic | None:
         """Forget the address."""
-        self._links.discard(address)
+        return self._links.pop(address, None)
 
     async def links(self) -> frozenset[IPv4Address]:
         """What this process was told."""
         return frozenset(self._links)
+
+    async def traffic(self) -> Mapping[IPv4Address, Traffic]:
+        """What this process was told; nobody adds to it."""
+        return dict(self._links)
+
+    async def counters(self) -> Mapping[Reason, int]:
+        """Nothing is refused where nothing is sent."""
+        return {}
+
+    async def change(self, egress: Egress) -> int:
+        """The rules are checked and remembered; there is no flow to cut."""
+        self.policy = self.policy.with_egress(egress)
+        return 0
+
+    async def check(self) -> tuple[str, ...]:
+        """Nothing can be missing."""
+        return ()
+
+    async def repair(self) -> None:
+        """Nothing can be broken."""
+
+    async def probe(self, netns_fd: int, others: Sequence[IPv4Address]) -> tuple[Result, ...]:
+        """There is nothing to try."""
+        return ()
 
     async def aclose(self) -> None:
         """Nothing is open."""

@@ -9,8 +9,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
+from codius_netpolicy.traffic import NO_TRAFFIC
 from codius_node import lifecycle
-from codius_node.engine import ContainerEngine, Engine, Network
+from codius_node.doors import ContainerEngine, Network
+from codius_node.engine import Engine
 from codius_node.errors import CodiusError
 from codius_node.model import ManifestHash
 from codius_node.store import Store
@@ -54,7 +56,8 @@ class Reconciler:
         visitors lose nothing when it is away.
         """
         pods = await self._store.pods()
-        live = await self._network.start([pod.address for pod in pods])
+        traffic = await self._store.traffic(pod.hash for pod in pods)
+        live = await self._network.start({pod.address: traffic.get(pod.hash, NO_TRAFFIC) for pod in pods})
         logger.info("network up: %d of %d pods still wired", len(live), len(pods))
         self._engine.publish_wired(pods, live)
         try:

@@ -1,4 +1,4 @@
-"""What is wanted, in SQLite: pods, manifests, ledger, peers and settings. The door for aiosqlite."""
+"""What is wanted, in SQLite: pods, manifests, ledger, traffic, peers and settings."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import functools
 import json
 import logging
 import os
-import sqlite3
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -17,20 +17,16 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
-import aiosqlite
-
-from codius_node import migrations
+from codius_netpolicy.traffic import Reason, Traffic, Volume
+from codius_node import database
 from codius_node.cipher import Cipher, create_key, find_key
+from codius_node.database import Connection, Row, damaged, query, reported
 from codius_node.errors import CodiusError, NotFoundError, RequestError, StoreError
 from codius_node.lifecycle import TRANSITIONS
 from codius_node.model import Currency, Json, Manifest, ManifestHash, Pod, PodState, PrivateVariable
 
 logger = logging.getLogger(__name__)
 
-BUSY_TIMEOUT: Final = 5.0
-"""Seconds to wait for another program that holds the database: a backup or a shell, never for long."""
-WAL_KEPT: Final = 4 * 1024 * 1024
-"""Bytes the write-ahead log keeps on disk after a checkpoint: SQLite's own checkpoint size (1000 pages)."""
 DOCUMENT_KEPT: Final = 16 * 1024
 """Characters of a manifest that stays restored in memory; the reconciler asks for all pods every second, and
 500 such manifests are still only a few megabytes. A larger one is restored from its row each time."""
@@ -43,10 +39,11 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _SECOND: Final = 1_000_000
 
+REASONS: Final[Mapping[str, Reason]] = {reason.value: reason for reason in Reason}
+"""By name. A reason that another version of codiusd counted stays in its row, unread."""
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-# A row's values have the types the schema checks; sqlite3 itself gives them none.
-_Row = Mapping[str, Any]
 
 
 class PodChangedError(StoreError):
@@ -98,7 +95,7 @@ def _transaction(
 
     async def whole(self: Store, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         async with self._lock:
-            with _reported(self._path):
+            with reported(self._path):
                 try:
                     # IMMEDIATE: the write lock comes first, so that no read before a write can go stale.
                     await self._rows("BEGIN IMMEDIATE")
@@ -124,7 +121,7 @@ def _reading(
 
     async def alone(self: Store, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         async with self._lock:
-            with _reported(self._path):
+            with reported(self._path):
                 return await method(self, *args, **kwargs)
 
     functools.update_wrapper(alone, method)
@@ -141,7 +138,7 @@ class Store:
 
     def __init__(
         self,
-        connection: aiosqlite.Connection,
+        connection: Connection,
         cipher: Cipher,
         restore: Callable[[Mapping[str, Json]], Manifest],
         path: Path,
@@ -159,17 +156,10 @@ class Store:
         cls, path: Path, *, key_path: Path, restore: Callable[[Mapping[str, Json]], Manifest]
     ) -> Store:
         """The store in this file, made and migrated as needed. `restore` makes a manifest of its document."""
-        # aiosqlite prints every statement's values at DEBUG, and tokens are among them.
-        logging.getLogger("aiosqlite").setLevel(logging.INFO)
         key = await asyncio.to_thread(_prepare_files, path, key_path)
-        with _reported(path):
-            connection = await aiosqlite.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        with reported(path):
+            connection = await database.connect(path)
             try:
-                connection.row_factory = sqlite3.Row
-                await _check_owner(connection, path)
-                await _configure(connection, path)
-                await _migrate(connection, path)
-                await _check_pages(connection, path)
                 if key is None:
                     await _check_nothing_locked(connection, path, key_path)
                     key = await asyncio.to_thread(create_key, key_path)
@@ -185,7 +175,7 @@ class Store:
             if self._closed:
                 return
             self._closed = True
-            with _reported(self._path):
+            with reported(self._path):
                 await self._connection.close()
 
     async def add_pod(self, pod: Pod, private: Mapping[str, PrivateVariable]) -> None:
@@ -339,6 +329,57 @@ class Store:
         return _parse_entry(rows[0]) if rows else None
 
     @_transaction
+    async def save_traffic(self, traffic: Mapping[ManifestHash, Traffic], now: datetime) -> None:
+        """Counters as they stand, never lower than they were; saved twice they are saved once."""
+        volumes = [
+            (hash, t.sent.bytes, t.sent.packets, t.received.bytes, t.received.packets)
+            for hash, t in traffic.items()
+        ]
+        refusals = [(hash, reason, n) for hash, t in traffic.items() for reason, n in t.refused.items()]
+        # One statement each, however many pods there are. `WHERE true` keeps SQLite's grammar from reading
+        # ON CONFLICT as a join's (https://sqlite.org/lang_upsert.html, 2.2).
+        await self._rows(
+            "INSERT INTO traffic (manifest_hash, sent_bytes, sent_packets, received_bytes, received_packets,"
+            " changed_at) SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ?"
+            " FROM json_each(?) WHERE true ON CONFLICT DO UPDATE SET"
+            " sent_bytes = max(sent_bytes, excluded.sent_bytes),"
+            " sent_packets = max(sent_packets, excluded.sent_packets),"
+            " received_bytes = max(received_bytes, excluded.received_bytes),"
+            " received_packets = max(received_packets, excluded.received_packets),"
+            " changed_at = excluded.changed_at",
+            _micros(now),
+            json.dumps(volumes),
+        )
+        await self._rows(
+            "INSERT INTO refusals (manifest_hash, reason, packets)"
+            " SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?) WHERE true"
+            " ON CONFLICT DO UPDATE SET packets = max(packets, excluded.packets)",
+            json.dumps(refusals),
+        )
+
+    @_reading
+    async def traffic(self, hashes: Iterable[ManifestHash]) -> dict[ManifestHash, Traffic]:
+        """What was saved of these manifests, over all their lives on this host; the others are left out."""
+        asked = json.dumps(list(hashes))
+        refused: defaultdict[str, dict[Reason, int]] = defaultdict(dict)
+        for row in await self._rows(
+            "SELECT * FROM refusals WHERE manifest_hash IN (SELECT value FROM json_each(?))", asked
+        ):
+            if (reason := REASONS.get(row["reason"])) is not None:
+                refused[row["manifest_hash"]][reason] = row["packets"]
+        rows = await self._rows(
+            "SELECT * FROM traffic WHERE manifest_hash IN (SELECT value FROM json_each(?))", asked
+        )
+        return {
+            ManifestHash(row["manifest_hash"]): Traffic(
+                sent=Volume(row["sent_bytes"], row["sent_packets"]),
+                received=Volume(row["received_bytes"], row["received_packets"]),
+                refused=refused[row["manifest_hash"]],
+            )
+            for row in rows
+        }
+
+    @_transaction
     async def add_peers(self, uris: Iterable[str], now: datetime) -> int:
         """How many of them are new. The caller has checked what they say and how many there may be."""
         known = 0
@@ -389,12 +430,17 @@ class Store:
             _micros(now),
         )
 
-    async def _rows(self, sql: str, *values: str | bytes | int | None) -> Sequence[_Row]:
+    @_transaction
+    async def remove_setting(self, key: str) -> None:
+        """As if it had never been set."""
+        await self._rows("DELETE FROM settings WHERE key = ?", key)
+
+    async def _rows(self, sql: str, *values: str | bytes | int | None) -> Sequence[Row]:
         if self._closed:
             raise StoreError("the store is closed", hint="The node is stopping: ask again when it is back.")
-        return await _query(self._connection, sql, *values)
+        return await query(self._connection, sql, *values)
 
-    async def _get_row(self, hash: ManifestHash, expected: PodState) -> _Row:
+    async def _get_row(self, hash: ManifestHash, expected: PodState) -> Row:
         rows = await self._rows("SELECT * FROM pods WHERE hash = ?", hash)
         if not rows:
             raise _missing(hash)
@@ -430,7 +476,7 @@ class Store:
             _micros(entry.created_at),
         )
 
-    async def _get_pod(self, row: _Row) -> Pod:
+    async def _get_pod(self, row: Row) -> Pod:
         hash = ManifestHash(row["hash"])
         return Pod(
             manifest=await self._get_manifest(hash),
@@ -448,19 +494,12 @@ class Store:
         try:
             manifest = self._restore(json.loads(row["document"]))
         except CodiusError as error:
-            raise _damaged(self._path, f"the manifest of pod {hash} is not valid: {error.message}") from error
+            raise damaged(self._path, f"the manifest of pod {hash} is not valid: {error.message}") from error
         if manifest.hash != hash:
-            raise _damaged(self._path, f"the manifest of pod {hash} has the hash {manifest.hash}")
+            raise damaged(self._path, f"the manifest of pod {hash} has the hash {manifest.hash}")
         if len(row["document"]) <= DOCUMENT_KEPT:
             self._manifests[hash] = manifest
         return manifest
-
-
-async def _query(
-    connection: aiosqlite.Connection, sql: str, *values: str | bytes | int | None
-) -> Sequence[_Row]:
-    # A sqlite3.Row reads like a mapping of its columns; it only does not call itself one.
-    return cast("Sequence[_Row]", await connection.execute_fetchall(sql, values))
 
 
 def _prepare_files(path: Path, key_path: Path) -> bytes | None:
@@ -479,134 +518,19 @@ def _prepare_files(path: Path, key_path: Path) -> bytes | None:
     return find_key(key_path)
 
 
-async def _check_owner(connection: aiosqlite.Connection, path: Path) -> None:
-    """Before anything is changed: this file is ours and not from the future."""
-    [tables] = await _query(connection, "SELECT count(*) AS number FROM sqlite_schema")
-    [owner] = await _query(connection, "PRAGMA application_id")
-    if tables["number"] and owner["application_id"] != migrations.APPLICATION_ID:
-        raise StoreError(
-            f"{path} is the database of another program", hint="Move it away, or set another CODIUS_ROOT."
-        )
-    migrations.find_pending(await _get_version(connection))
-
-
-async def _configure(connection: aiosqlite.Connection, path: Path) -> None:
-    [journal] = await _query(connection, "PRAGMA journal_mode = WAL")
-    if journal["journal_mode"] != "wal":
-        raise StoreError(
-            f"the file system of {path} cannot hold a database with a write-ahead log",
-            hint="Put CODIUS_ROOT on a local disk.",
-        )
-    for pragma in (
-        "PRAGMA synchronous = FULL",
-        "PRAGMA foreign_keys = ON",
-        "PRAGMA secure_delete = ON",
-        "PRAGMA trusted_schema = OFF",
-        "PRAGMA temp_store = MEMORY",
-        f"PRAGMA journal_size_limit = {WAL_KEPT}",
-    ):
-        await _query(connection, pragma)
-
-
-async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
-    for step in migrations.find_pending(await _get_version(connection)):
-        logger.info("migrating %s to schema %d: %s", path, step.version, step.purpose)
-        try:
-            await _query(connection, "BEGIN IMMEDIATE")
-            # Asked again under the lock: another process may have done this step meanwhile.
-            if await _get_version(connection) < step.version:
-                for statement in step.statements:
-                    await _query(connection, statement)
-                await _query(connection, f"PRAGMA user_version = {step.version}")
-            await _query(connection, "COMMIT")
-        except BaseException:
-            await connection.rollback()
-            raise
-        logger.info("migrated %s to schema %d", path, step.version)
-
-
-async def _get_version(connection: aiosqlite.Connection) -> int:
-    [row] = await _query(connection, "PRAGMA user_version")
-    return cast(int, row["user_version"])
-
-
-async def _check_pages(connection: aiosqlite.Connection, path: Path) -> None:
-    """Damage is found now and not in the middle of a payment."""
-    [verdict] = await _query(connection, "PRAGMA quick_check(1)")
-    if verdict["quick_check"] != "ok":
-        raise _damaged(path, verdict["quick_check"])
-
-
-async def _check_nothing_locked(connection: aiosqlite.Connection, path: Path, key_path: Path) -> None:
-    if await _query(connection, "SELECT 1 FROM manifests WHERE private IS NOT NULL LIMIT 1"):
+async def _check_nothing_locked(connection: Connection, path: Path, key_path: Path) -> None:
+    if await query(connection, "SELECT 1 FROM manifests WHERE private IS NOT NULL LIMIT 1"):
         raise StoreError(
             f"the key file {key_path} is missing, and {path} has private variables locked with it",
             hint="Restore the key file from a backup: a new key could not open them.",
         )
 
 
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """What SQLite refuses, as StoreError."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise _explain(error, path) from error
-    except (OverflowError, UnicodeEncodeError):
-        # Without the cause: it carries the value.
-        raise StoreError(f"a value does not fit into the database {path}") from None
-
-
-_MEANINGS: Final[Mapping[int, tuple[str, str]]] = {
-    sqlite3.SQLITE_FULL: ("the disk of {path} is full", "Free some space there: df -h {folder}"),
-    sqlite3.SQLITE_IOERR: (
-        "the disk of {path} cannot be read or written",
-        "Check its free space (df -h {folder}) and the kernel's messages (dmesg).",
-    ),
-    sqlite3.SQLITE_READONLY: (
-        "the database {path} cannot be written",
-        "Check who may write to it and to its folder: ls -la {folder}",
-    ),
-    sqlite3.SQLITE_PERM: ("the database {path} may not be used", "Check who may: ls -la {folder}"),
-    sqlite3.SQLITE_CANTOPEN: (
-        "the database {path} cannot be opened",
-        "Check that it is a file and who may write to its folder: ls -la {folder}",
-    ),
-    sqlite3.SQLITE_BUSY: (
-        "another program holds the database {path}",
-        "Close it (a shell, a backup, a second node) and try again.",
-    ),
-    sqlite3.SQLITE_CONSTRAINT: (
-        "the database {path} refused a value",
-        "This is a mistake of codiusd: please report it.",
-    ),
-}
-
-
-def _explain(error: sqlite3.Error, path: Path) -> StoreError:
-    # The low byte is the kind, the rest its details. An error of the module itself has no code.
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return _damaged(path, str(error))
-    sentence, hint = _MEANINGS.get(
-        code, ("the database {path} did not do what it was asked", "See the node's log.")
-    )
-    words = {"path": path, "folder": path.parent}
-    return StoreError(f"{sentence.format_map(words)}: {error}", hint=hint.format_map(words))
-
-
-def _damaged(path: Path, detail: str) -> StoreError:
-    return StoreError(
-        f"the database {path} is damaged: {detail}",
-        hint=f"Stop the node and restore {path} from a backup, or move it away to start with an empty one.",
-    )
-
-
 def _missing(hash: ManifestHash) -> NotFoundError:
     return NotFoundError(f"there is no pod {hash} on this host", hint="Check the manifest hash.")
 
 
-def _parse_entry(row: _Row) -> LedgerEntry:
+def _parse_entry(row: Row) -> LedgerEntry:
     return LedgerEntry(
         manifest_hash=ManifestHash(row["manifest_hash"]),
         kind=EntryKind(row["kind"]),

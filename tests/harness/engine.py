@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from codius_netpolicy.policy import Egress, Policy
+from codius_netpolicy.probes import Result
+from codius_netpolicy.traffic import Reason, Traffic, larger
 from codius_node import config, manifest
 from codius_node.engine import Engine
 from codius_node.errors import CodiusError
@@ -16,6 +19,7 @@ from codius_node.model import FoundPod, Json, ManifestHash, PodSpec, PullProgres
 from codius_node.model import Quote as PriceQuote
 from codius_node.noop import NoopEngine, NoopNetwork
 from codius_node.payments import FreeRail
+from codius_node.policy import build_policy
 from codius_node.reconciler import Reconciler
 from codius_node.store import Store
 
@@ -97,24 +101,53 @@ class ScriptedContainers(NoopEngine):
 
 
 class ScriptedNetwork(NoopNetwork):
-    """Links in memory."""
+    """Links in memory, with the traffic that a test says there was."""
 
-    def __init__(self, diary: Diary) -> None:
-        super().__init__()
+    def __init__(self, diary: Diary, policy: Policy) -> None:
+        super().__init__(policy)
         self._diary = diary
+        self.results: tuple[Result, ...] = ()
+        self.neighbours: Sequence[IPv4Address] = ()
+        self.cut = 0
+        self.refused: dict[Reason, int] = {}
 
-    async def start(self, addresses: Collection[IPv4Address]) -> frozenset[IPv4Address]:
+    async def start(self, pods: Mapping[IPv4Address, Traffic]) -> frozenset[IPv4Address]:
         self._diary.note("network start")
-        self._links &= set(addresses)
+        self._links = {
+            address: larger(traffic, pods[address])
+            for address, traffic in self._links.items()
+            if address in pods
+        }
         return frozenset(self._links)
 
-    async def attach(self, address: IPv4Address, netns_fd: int) -> None:
+    async def attach(self, address: IPv4Address, netns_fd: int, traffic: Traffic) -> None:
         self._diary.note("attach")
-        await super().attach(address, netns_fd)
+        await super().attach(address, netns_fd, traffic)
 
-    async def detach(self, address: IPv4Address) -> None:
+    async def detach(self, address: IPv4Address) -> Traffic | None:
         self._diary.note("detach")
-        await super().detach(address)
+        return await super().detach(address)
+
+    async def traffic(self) -> Mapping[IPv4Address, Traffic]:
+        if (error := self._diary.fails.get("traffic")) is not None:
+            raise error
+        return await super().traffic()
+
+    async def counters(self) -> Mapping[Reason, int]:
+        return self.refused
+
+    async def change(self, egress: Egress) -> int:
+        self._diary.note("change")
+        await super().change(egress)
+        return self.cut
+
+    async def probe(self, netns_fd: int, others: Sequence[IPv4Address]) -> tuple[Result, ...]:
+        self.neighbours = others
+        return self.results
+
+    def count(self, address: IPv4Address, traffic: Traffic) -> None:
+        """As if the pod had sent, received and been refused so much by now."""
+        self._links[address] = traffic
 
 
 class ScriptedRail(FreeRail):
@@ -188,10 +221,10 @@ async def open_world(
     store = await Store.open(settings.database, key_path=settings.key_file, restore=manifest.restore)
     try:
         containers = ScriptedContainers(diary)
-        network = ScriptedNetwork(diary)
+        network = ScriptedNetwork(diary, build_policy(settings))
         if remains is not None:
             containers._pods = dict(remains.containers._pods)
-            network._links = set(remains.network._links)
+            network._links = dict(remains.network._links)
         machine, routes = Machine(), Routes(diary)
         engine = Engine(
             settings=settings,

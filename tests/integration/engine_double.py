@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from ipaddress import IPv4Address
@@ -14,12 +14,17 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
+from codius_netpolicy.policy import Egress, Policy
+from codius_netpolicy.probes import Result
+from codius_netpolicy.traffic import Reason, Traffic
 from codius_node import answers, api, pricing
 from codius_node.config import Settings, load
+from codius_node.egress import parse_egress
 from codius_node.errors import ForbiddenError, NotFoundError
 from codius_node.model import (
     Capacity,
     Currency,
+    Json,
     LogLine,
     ManifestHash,
     Pod,
@@ -27,6 +32,7 @@ from codius_node.model import (
     Quote,
     Upload,
 )
+from codius_node.policy import Origin, Repairs
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -50,6 +56,8 @@ class EngineDouble:
         self.tokens: list[str | None] = []
         self.log: Callable[[], AsyncIterator[LogLine]] | None = None
         self.changes = 0
+        self.counted: dict[ManifestHash, Traffic] = {}
+        self.results: tuple[Result, ...] = ()
 
     async def quote(self, upload: Upload, duration: int) -> Quote:
         if self.error:
@@ -128,6 +136,46 @@ class EngineDouble:
 
     async def set_cost_per_month(self, cost: Decimal) -> None:
         self.cost_per_month = cost
+
+    async def traffic(self) -> Mapping[ManifestHash, Traffic]:
+        return self.counted
+
+    async def probe(self, hash: ManifestHash) -> Sequence[Result]:
+        await self.get(hash)
+        return self.results
+
+
+class RulesDouble:
+    """Rules in memory. Set `error` to have them refused, `cut` for the flows a change costs."""
+
+    def __init__(self) -> None:
+        self.policy = Policy(resolvers=(IPv4Address("192.0.2.53"),))
+        self.origin = Origin.SETTINGS
+        self.counters: dict[Reason, int] = {}
+        self.cut = 0
+        self.error: Exception | None = None
+
+    async def refused(self) -> Mapping[Reason, int]:
+        return self.counters
+
+    async def change(self, document: Json) -> int:
+        return self._put(parse_egress(document, self.policy), Origin.RUN_TIME)
+
+    async def reset(self) -> int:
+        return self._put(Egress(), Origin.SETTINGS)
+
+    def _put(self, egress: Egress, origin: Origin) -> int:
+        if self.error:
+            raise self.error
+        self.policy, self.origin = self.policy.with_egress(egress), origin
+        return self.cut
+
+
+@dataclass
+class WatchDouble:
+    """Says what it is told to."""
+
+    repairs: Repairs = field(default_factory=Repairs)
 
 
 class PeersDouble:

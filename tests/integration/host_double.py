@@ -135,6 +135,11 @@ def admin_app(*names: str) -> web.Application:
                     "port": 8080,
                     "debug": True,
                     "containers": [{"id": "web", "image": "nginx"}],
+                    "traffic": {
+                        "sent": {"bytes": 1_234_000, "packets": 1000},
+                        "received": {"bytes": 567, "packets": 5},
+                        "refused": {"host": 3, "port": 1},
+                    },
                 }
                 for letter, name in zip("abcdefgh", names, strict=False)
             ]

@@ -20,6 +20,7 @@ from codius_node.model import LogLine, ManifestHash, Pod, Target
 from codius_node.noop import NoopEngine, NoopNetwork
 from codius_node.payments import FreeRail
 from codius_node.peers import Peers
+from codius_node.policy import build_policy
 from codius_node.store import Store
 from codius_proxy import worker
 from codius_proxy.config import ProxyConfig
@@ -120,7 +121,7 @@ async def open_recorded_host(directory: Path) -> AsyncIterator[RecordedHost]:
             settings=settings,
             store=store,
             containers=LoggingContainers(),
-            network=NoopNetwork(),
+            network=NoopNetwork(build_policy(settings)),
             rail=FreeRail(),
             routes=feed,
             host=host,

@@ -22,13 +22,19 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codius_netpolicy.policy import Egress
+from codius_netpolicy.probes import Result, Verdict
+from codius_netpolicy.traffic import Reason, Traffic, Volume
 from codius_node import admin, answers, manifest
+from codius_node.egress import RulesError
 from codius_node.errors import RequestError
 from codius_node.model import ManifestHash, PodState, PrivateVariable
-from tests.integration.engine_double import EngineDouble
+from codius_node.policy import Repair, Repairs
+from tests.integration.engine_double import NOON, EngineDouble, RulesDouble, WatchDouble
 from tests.integration.test_api import IMAGE
 
 OTHERS_UID: Final = 54321
+NOTHING: Final = {"bytes": 0, "packets": 0}
 SECRET: Final = "shh-it-is-a-secret"
 DOCUMENT: Final[dict[str, Any]] = {
     "manifest": {
@@ -45,6 +51,8 @@ DOCUMENT: Final[dict[str, Any]] = {
 @dataclass(frozen=True, slots=True)
 class Admin:
     engine: EngineDouble
+    rules: RulesDouble
+    watch: WatchDouble
     client: aiohttp.ClientSession
     socket: Path
     port: int
@@ -53,12 +61,14 @@ class Admin:
 
 @asynccontextmanager
 async def open_admin(directory: Path, *, uids: frozenset[int] | None = None) -> AsyncIterator[Admin]:
-    engine = EngineDouble()
+    engine, rules, watch = EngineDouble(), RulesDouble(), WatchDouble()
     document = json.loads(json.dumps(DOCUMENT))
     private = PrivateVariable("123", SECRET)
     document["manifest"]["vars"]["S"]["value"] = manifest.hash_private(private)
     pod = await engine.upload(manifest.parse(document), 600, token=None)
-    app = admin.build_app(engine=engine, clock=lambda: engine.now, allowed_uids=uids)
+    app = admin.build_app(
+        engine=engine, rules=rules, watch=watch, clock=lambda: engine.now, allowed_uids=uids
+    )
     runner = answers.Runner(app, shutdown_timeout=1)
     await runner.setup()
     path = directory / "admin.sock"
@@ -69,7 +79,7 @@ async def open_admin(directory: Path, *, uids: frozenset[int] | None = None) -> 
         async with aiohttp.ClientSession(
             "http://localhost", connector=aiohttp.UnixConnector(path=str(path))
         ) as client:
-            yield Admin(engine, client, path, port, pod.hash)
+            yield Admin(engine, rules, watch, client, path, port, pod.hash)
     finally:
         await runner.cleanup()
 
@@ -134,6 +144,7 @@ async def test_every_pod_is_listed_with_its_state_and_no_private_value(opened: A
         "port": 8080,
         "debug": False,
         "containers": [{"id": "app", "image": IMAGE}],
+        "traffic": {"sent": NOTHING, "received": NOTHING, "refused": {}},
     }
     assert answer[1]["state"] == "pending"
     assert SECRET not in json.dumps(answer)
@@ -168,11 +179,137 @@ async def test_a_large_body_is_refused(opened: Admin) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/"), ("POST", "/pods"), ("GET", "/config"), ("DELETE", "/pods"), ("GET", "/x")],
+    [
+        ("GET", "/"),
+        ("POST", "/pods"),
+        ("GET", "/config"),
+        ("DELETE", "/pods"),
+        ("GET", "/x"),
+        ("POST", "/policy"),
+        ("GET", f"/pods/{'a' * 52}/probe"),
+        ("POST", "/pods//probe"),
+    ],
 )
 async def test_everything_else_is_not_found(opened: Admin, method: str, path: str) -> None:
     status, answer = await ask(opened, method, path)
     assert status == answer["statusCode"] == 404
+
+
+# ---- the network policy ---------------------------------------------------------------------------
+
+
+async def test_a_pods_traffic_is_listed_with_it(opened: Admin) -> None:
+    opened.engine.counted[opened.hash] = Traffic(
+        Volume(1000, 10), Volume(2000, 20), {Reason.HOST: 3, Reason.PORT: 1}
+    )
+    _, [pod] = await ask(opened, "GET", "/pods")
+    assert pod["traffic"] == {
+        "sent": {"bytes": 1000, "packets": 10},
+        "received": {"bytes": 2000, "packets": 20},
+        "refused": {"host": 3, "port": 1},
+    }
+
+
+async def test_the_policy_in_force_is_told(opened: Admin) -> None:
+    opened.rules.counters = {Reason.HOST: 7}
+    opened.watch.repairs = Repairs(2, Repair(NOON, ("the table is gone",)))
+    status, answer = await ask(opened, "GET", "/policy")
+    assert status == 200
+    assert answer["origin"] == "settings"
+    assert answer["egress"] == {
+        "mode": "open",
+        "deniedRanges": [],
+        "allowedRanges": [],
+        "deniedPorts": [],
+        "allowedPorts": [],
+    }
+    assert "10.0.0.0/8" in answer["builtIn"]["deniedRanges"]
+    assert "tcp/25" in answer["builtIn"]["deniedPorts"]
+    assert answer["limits"]["connections"] == 256
+    assert answer["resolvers"] == ["192.0.2.53"]
+    assert answer["pools"] == ["10.77.0.0/16"]
+    assert answer["refused"] == {"host": 7}
+    assert answer["repairs"] == {
+        "count": 2,
+        "last": {"at": "2026-11-23T12:00:00+00:00", "problems": ["the table is gone"]},
+    }
+
+
+async def test_rules_are_set_and_taken_back_at_run_time(opened: Admin) -> None:
+    opened.rules.cut = 3
+    rules = {"mode": "listed", "allowedRanges": ["203.0.113.0/24"], "deniedPorts": ["tcp/6667"]}
+    status, answer = await ask(opened, "PUT", "/policy", data=json.dumps(rules))
+    assert (status, answer["cut"], answer["origin"]) == (200, 3, "run time")
+    assert rules.items() <= answer["egress"].items()
+    assert opened.rules.policy.egress == Egress.from_document(rules)
+    status, answer = await ask(opened, "DELETE", "/policy")
+    assert (status, answer["origin"], answer["egress"]["mode"]) == (200, "settings", "open")
+    assert opened.rules.policy.egress == Egress()
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ("", "empty"),
+        ("{", "JSON"),
+        ("[]", "object"),
+        ('{"mode": "shut"}', "shut"),
+        ('{"deniedRanges": ["10.0.0.1/8"]}', "10.0.0.1/8"),
+        ('{"deniedRanges": ["0.0.0.0/0"]}', "0.0.0.0/0"),
+        ('{"deniedPorts": ["tcp/70000"]}', "70000"),
+        ('{"deniedPorts": [25]}', "deniedPorts"),
+        ('{"allowedRanges": ["10.77.3.0/24"]}', "10.77.3.0/24"),
+        ('{"deniedRange": []}', "deniedRange"),
+        (json.dumps({"deniedPorts": ["tcp/1"] * 257}), "257"),
+    ],
+)
+async def test_bad_rules_are_refused_by_name_and_the_old_ones_stay(
+    opened: Admin, body: str, named: str
+) -> None:
+    before = opened.rules.policy
+    status, answer = await ask(opened, "PUT", "/policy", data=body)
+    assert status == answer["statusCode"] == 400
+    assert named in answer["message"]
+    assert opened.rules.policy is before
+
+
+async def test_rules_of_any_size_a_host_takes_fit_and_larger_ones_are_refused(opened: Admin) -> None:
+    longest = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00/128"
+    lists = {"deniedRanges": [longest] * 256, "allowedRanges": [longest] * 256}
+    ports = {"deniedPorts": ["udp/60000-60063"] * 256, "allowedPorts": ["udp/60000-60063"] * 256}
+    assert (await ask(opened, "PUT", "/policy", data=json.dumps(lists | ports)))[0] == 200
+    assert (await ask(opened, "PUT", "/policy", data=b" " * 100_000))[0] == 413
+
+
+async def test_the_operator_is_told_why_the_kernel_did_not_take_the_rules(opened: Admin) -> None:
+    opened.rules.error = RulesError("the kernel did not take the rules", hint="Do this.")
+    status, answer = await ask(opened, "PUT", "/policy", data="{}")
+    assert (status, answer["message"], answer["hint"]) == (
+        503,
+        "the kernel did not take the rules",
+        "Do this.",
+    )
+
+
+async def test_a_pod_is_probed_and_the_answer_says_what_was_expected_and_found(opened: Admin) -> None:
+    opened.engine.results = (
+        Result("a resolver", Verdict.REACHED, Verdict.REACHED, "answered"),
+        Result("metadata", Verdict.STOPPED, Verdict.REACHED, "connected"),
+    )
+    status, answer = await ask(opened, "POST", f"/pods/{opened.hash}/probe")
+    assert (status, answer["ok"]) == (200, False)
+    assert answer["probes"][1] == {
+        "name": "metadata",
+        "expected": "stopped",
+        "found": "reached",
+        "detail": "connected",
+        "ok": False,
+    }
+    assert answer["probes"][0]["ok"] is True
+
+
+async def test_an_unknown_pod_cannot_be_probed(opened: Admin) -> None:
+    assert (await ask(opened, "POST", f"/pods/{'b' * 52}/probe"))[0] == 404
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from codius_node import lifecycle
-from codius_node.engine import UPLOADS_AT_ONCE, AddressPool
+from codius_node.addresses import AddressPool
+from codius_node.engine import UPLOADS_AT_ONCE
 from codius_node.errors import (
     CodiusError,
     EngineError,

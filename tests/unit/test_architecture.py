@@ -14,17 +14,18 @@ PACKAGES = {
     "codius_netpolicy": ROOT / "netpolicy/codius_netpolicy",
 }
 DOORS = {
-    "aiosqlite": {"codius_node.store"},
-    "sqlite3": {"codius_node.store"},
+    "aiosqlite": {"codius_node.database"},
+    "sqlite3": {"codius_node.database"},
     "cryptography": {"codius_node.cipher"},
     "dnslib": {"codius_dns.wire"},
     "nftables": {"codius_netpolicy.nft"},
     "pyroute2": {"codius_netpolicy.kernel"},
     "uvloop": {"codius_proxy.server"},
-    "rich": {"codius_node.cli"},
+    "rich": {"codius_node.terminal"},
     "aiohttp": {
         "codius_node.api",
         "codius_node.admin",
+        "codius_node.admin_client",
         "codius_node.answers",
         "codius_node.client",
         "codius_node.daemon",

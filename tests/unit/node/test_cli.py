@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_node import cli, config, daemon, edge, supervisor
+from codius_node import cli, config, daemon, edge, environment, supervisor, terminal
 from codius_node.config import Settings
 from codius_node.errors import EngineError, SettingsError
 
@@ -126,12 +126,12 @@ def test_other_lengths_of_time_are_refused(text: str) -> None:
     [(0, "0 s"), (-5, "0 s"), (59, "59 s"), (60, "1 min"), (3661, "1 h 1 min"), (86400 * 3 + 5, "3 d 5 s")],
 )
 def test_a_length_of_time_is_shown_by_its_largest_units(seconds: int, text: str) -> None:
-    assert cli.render_length(seconds) == text
+    assert terminal.render_length(seconds) == text
 
 
 def test_a_settings_file_is_read_as_systemd_reads_it() -> None:
     text = "# comment\n; too\n\nA=1\nexport B = 2\nC='x y'\nD=\"z\"\nE=\nF='\nG=a=b\n"
-    assert cli.parse_env_file(text.replace("B = ", "B="), Path("f")) == {
+    assert environment.parse_env_file(text.replace("B = ", "B="), Path("f")) == {
         "A": "1",
         "B": "2",
         "C": "x y",
@@ -144,7 +144,7 @@ def test_a_settings_file_is_read_as_systemd_reads_it() -> None:
 
 def test_a_line_that_sets_nothing_is_named() -> None:
     with pytest.raises(SettingsError, match=r"codius\.env, line 2: 'nonsense'"):
-        cli.parse_env_file("A=1\nnonsense\n", Path("codius.env"))
+        environment.parse_env_file("A=1\nnonsense\n", Path("codius.env"))
 
 
 Serving = Callable[[Settings], int]
@@ -272,12 +272,12 @@ def test_the_journal_gets_priorities_instead_of_times() -> None:
 
 @given(st.text())
 def test_cleaned_text_has_nothing_a_terminal_obeys_but_colours(text: str) -> None:
-    assert not cli._CONTROL.search(cli._clean(text))
-    assert not cli._CONTROL.search(cli._COLOUR.sub("", cli._clean(text, colours=True)))
+    assert not terminal.CONTROL.search(terminal.clean(text))
+    assert not terminal.CONTROL.search(terminal.COLOUR.sub("", terminal.clean(text, colours=True)))
 
 
 def test_colours_stay_where_they_may_and_end_with_the_line() -> None:
-    assert cli._clean("\x1b[31mred\x1b[2J", colours=True) == "\x1b[31mred\ufffd[2J\x1b[0m"
+    assert terminal.clean("\x1b[31mred\x1b[2J", colours=True) == "\x1b[31mred\ufffd[2J\x1b[0m"
 
 
 def test_doctor_tells_scripts_and_people_the_same(

@@ -60,7 +60,9 @@ def test_every_table_is_strict(database: sqlite3.Connection) -> None:
         for _, name, kind, _, _, strict in database.execute("PRAGMA table_list")
         if kind == "table" and not name.startswith("sqlite_")
     }
-    assert tables == dict.fromkeys(("manifests", "pods", "ledger", "peers", "settings"), 1)
+    assert tables == dict.fromkeys(
+        ("manifests", "pods", "ledger", "peers", "settings", "traffic", "refusals"), 1
+    )
 
 
 POD = f"INSERT INTO pods VALUES ('{HASH}', 'running', 5, 9, '10.0.0.1')"
@@ -70,9 +72,11 @@ ENTRY = (
 )
 PEER = "INSERT INTO peers VALUES ('https://a.example', 5, NULL, 0)"
 SETTING = "INSERT INTO settings VALUES ('k', '1', 5)"
+TRAFFIC = f"INSERT INTO traffic VALUES ('{HASH}', 1000, 10, 2000, 20, 5)"
+REFUSAL = f"INSERT INTO refusals VALUES ('{HASH}', 'host', 3)"
 
 
-@pytest.mark.parametrize("good", [POD, ENTRY, PEER, SETTING])
+@pytest.mark.parametrize("good", [POD, ENTRY, PEER, SETTING, TRAFFIC])
 def test_good_rows_are_taken(database: sqlite3.Connection, good: str) -> None:
     database.execute(good)
 
@@ -103,6 +107,12 @@ def test_good_rows_are_taken(database: sqlite3.Connection, good: str) -> None:
         (PEER, "'https://a.example'", "''"),
         (PEER, "NULL, 0", "NULL, -1"),
         (SETTING, "'1'", "''"),
+        (TRAFFIC, "1000", "-1"),
+        (TRAFFIC, "10,", "-1,"),
+        (TRAFFIC, "2000", "-1"),
+        (TRAFFIC, "20,", "-1,"),
+        (TRAFFIC, "2000", "'many'"),
+        (TRAFFIC, HASH, "short"),
     ],
 )
 def test_bad_rows_are_refused(database: sqlite3.Connection, good: str, old: str, new: str) -> None:
@@ -110,6 +120,24 @@ def test_bad_rows_are_refused(database: sqlite3.Connection, good: str, old: str,
     assert bad != good
     with pytest.raises(sqlite3.IntegrityError):
         database.execute(bad)
+
+
+@pytest.mark.parametrize(("old", "new"), [("'host'", "''"), ("3", "-3"), (HASH, "b" * 52)])
+def test_a_refusal_has_a_reason_and_belongs_to_somebodys_traffic(
+    database: sqlite3.Connection, old: str, new: str
+) -> None:
+    database.execute(TRAFFIC)
+    database.execute(REFUSAL)
+    database.execute("DELETE FROM refusals")
+    with pytest.raises(sqlite3.IntegrityError):
+        database.execute(REFUSAL.replace(old, new))
+
+
+def test_traffic_outlives_its_pod(database: sqlite3.Connection) -> None:
+    for statement in (POD, TRAFFIC, REFUSAL, "DELETE FROM pods", "DELETE FROM manifests"):
+        database.execute(statement)
+    assert database.execute("SELECT sent_bytes FROM traffic").fetchall() == [(1000,)]
+    assert database.execute("SELECT packets FROM refusals").fetchall() == [(3,)]
 
 
 @pytest.mark.parametrize("hash", ["a" * 51, "a" * 53, "A" * 52, "1" * 52, "-" * 52])

@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from codius_netpolicy.traffic import NO_TRAFFIC, Reason, Traffic, Volume, larger
 from codius_node import migrations
 from codius_node.errors import ManifestError, NotFoundError, RequestError, StoreError
 from codius_node.lifecycle import TRANSITIONS
@@ -52,6 +53,7 @@ NOW = datetime(2025, 6, 1, 12, 0, 0, 123456, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 XRP = Currency("XRP", 9)
 SECRET = "correct-horse-battery-staple"
+NEXT = MIGRATIONS[-1].version + 1
 PRIVATE = {"PASSWORD": PrivateVariable(nonce="nonce-0987654321", value=SECRET)}
 
 
@@ -120,6 +122,61 @@ def read(folder: Path, sql: str) -> list[tuple[object, ...]]:
 
 def all_bytes(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "key")
+
+
+# ---- traffic ----------------------------------------------------------------------------------------
+
+ONE, TWO = name_hash("one"), name_hash("two")
+MORE = Traffic(Volume(2**62, 2), Volume(30, 3), {Reason.HOST: 4, Reason.RATE: 1})
+
+
+async def test_traffic_comes_back_as_it_was_saved_also_after_a_restart(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.save_traffic({ONE: MORE, TWO: NO_TRAFFIC}, NOW)
+    async with opened(tmp_path) as store:
+        assert await store.traffic([ONE, TWO, name_hash("three")]) == {ONE: MORE, TWO: NO_TRAFFIC}
+        assert await store.traffic([TWO]) == {TWO: NO_TRAFFIC}
+        assert await store.traffic([]) == {}
+
+
+async def test_traffic_outlives_its_pod_in_the_store(store: Store) -> None:
+    pod = await add_running(store, "one")
+    await store.save_traffic({pod.hash: MORE}, NOW)
+    await store.remove_pod(pod.hash)
+    assert await store.traffic([pod.hash]) == {pod.hash: MORE}
+
+
+counts = st.integers(0, 2**63 - 1)
+volumes = st.builds(Volume, counts, counts)
+traffics = st.builds(
+    Traffic, volumes, volumes, st.dictionaries(st.sampled_from(Reason), st.integers(1, 2**63 - 1))
+)
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(readings=st.lists(traffics, min_size=1, max_size=4))
+async def test_saved_traffic_never_goes_down_and_is_saved_once(store: Store, readings: list[Traffic]) -> None:
+    hash = name_hash(repr(readings))
+    expected = NO_TRAFFIC
+    for reading in (*readings, *readings):
+        await store.save_traffic({hash: reading}, NOW)
+        expected = larger(expected, reading)
+        assert await store.traffic([hash]) == {hash: expected}
+
+
+async def test_a_reason_of_another_version_is_kept_and_not_read(store: Store, tmp_path: Path) -> None:
+    await store.save_traffic({ONE: MORE}, NOW)
+    await store._rows("UPDATE refusals SET reason = 'bad weather' WHERE reason = 'host'")
+    assert (await store.traffic([ONE]))[ONE].refused == {Reason.RATE: 1}
+    assert (4,) in read(tmp_path, "SELECT packets FROM refusals")
+
+
+async def test_traffic_that_cannot_be_saved_changes_nothing(store: Store) -> None:
+    await store.save_traffic({ONE: MORE}, NOW)
+    too_much = Traffic(Volume(2**63, 1), Volume(99, 99), {})
+    with pytest.raises(StoreError):
+        await store.save_traffic({TWO: MORE, ONE: too_much}, NOW)
+    assert await store.traffic([ONE, TWO]) == {ONE: MORE}
 
 
 # ---- pods -------------------------------------------------------------------------------------------
@@ -582,6 +639,9 @@ async def test_a_setting_survives_a_restart(tmp_path: Path, value: Json) -> None
         await store.set_setting("price", value, NOW)
     async with opened(tmp_path) as store:
         assert await store.get_setting("price") == value
+        for _twice in range(2):
+            await store.remove_setting("price")
+            assert await store.get_setting("price") is None
 
 
 # ---- many at once -----------------------------------------------------------------------------------
@@ -713,11 +773,11 @@ async def test_an_older_database_is_migrated_and_keeps_its_rows(
     caplog.set_level(logging.INFO)
     async with opened(tmp_path) as store:
         await add_running(store, "one")
-    step = Migration(2, "a note for each peer", ("ALTER TABLE peers ADD COLUMN note TEXT",))
+    step = Migration(NEXT, "a note for each peer", ("ALTER TABLE peers ADD COLUMN note TEXT",))
     monkeypatch.setattr(migrations, "MIGRATIONS", (*MIGRATIONS, step))
     async with opened(tmp_path) as store:
         assert len(await store.pods()) == 1
-    assert read(tmp_path, "PRAGMA user_version") == [(2,)]
+    assert read(tmp_path, "PRAGMA user_version") == [(NEXT,)]
     assert read(tmp_path, "SELECT note FROM peers") == []
     assert "a note for each peer" in caplog.text
 
@@ -727,13 +787,15 @@ async def test_a_migration_that_fails_in_the_middle_changes_nothing(
 ) -> None:
     async with opened(tmp_path) as store:
         await add_running(store, "one")
-    broken = Migration(2, "broken", ("CREATE TABLE half (a TEXT) STRICT", "INSERT INTO nowhere VALUES (1)"))
+    broken = Migration(
+        NEXT, "broken", ("CREATE TABLE half (a TEXT) STRICT", "INSERT INTO nowhere VALUES (1)")
+    )
     monkeypatch.setattr(migrations, "MIGRATIONS", (*MIGRATIONS, broken))
     with pytest.raises(StoreError, match="nowhere"):
         async with opened(tmp_path):
             pass
     monkeypatch.undo()
-    assert read(tmp_path, "PRAGMA user_version") == [(1,)]
+    assert read(tmp_path, "PRAGMA user_version") == [(NEXT - 1,)]
     assert read(tmp_path, "SELECT name FROM sqlite_schema WHERE name = 'half'") == []
     async with opened(tmp_path) as store:
         assert len(await store.pods()) == 1
