@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_netpolicy.kernel import parse_pod_routes
+from codius_netpolicy.kernel import parse_local_addresses, parse_pod_routes
 
 HEADER = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
 
@@ -33,3 +33,33 @@ def test_only_an_address_on_its_own_link_is_a_pods_route(rows: tuple[str, ...], 
 @given(st.text())
 def test_a_strange_routing_table_is_no_pods_route(text: str) -> None:
     assert parse_pod_routes(HEADER + text) == frozenset()
+
+
+TRIE = """Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 0.0.0.0
+        /0 universe UNICAST
+     +-- 192.0.2.0/24 2 0 2
+        |-- 192.0.2.0
+           /24 link UNICAST
+        |-- 192.0.2.2
+           /32 host LOCAL
+        |-- 192.0.2.255
+           /32 link BROADCAST
+Local:
+     |-- 127.0.0.1
+        /32 host LOCAL
+     |-- 192.0.2.2
+        /32 host LOCAL
+     |-- 169.254.77.1
+        /32 host LOCAL
+"""
+
+
+def test_the_hosts_own_addresses_are_found_once_each() -> None:
+    assert parse_local_addresses(TRIE) == (IPv4Address("169.254.77.1"), IPv4Address("192.0.2.2"))
+
+
+@given(st.text())
+def test_a_strange_trie_is_no_error(text: str) -> None:
+    parse_local_addresses(text)
