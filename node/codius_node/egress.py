@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, cast
 
@@ -117,11 +118,15 @@ class EgressRules:
         try:
             await self._keep(egress, origin)
         except StoreError as error:
-            # Otherwise the next start would bring other rules than the operator sees now.
-            await self._network.change(before)
-            raise RulesError(
-                f"the rules cannot be kept, the old ones are in force again: {error}", hint=error.hint
-            ) from error
+            # The next start would bring other rules than the operator sees now.
+            with suppress(NetworkError):
+                await self._network.change(before)
+            now = (
+                "the old ones are in force again"
+                if self.policy.egress == before
+                else "they end with the node"
+            )
+            raise RulesError(f"the rules cannot be kept, {now}: {error}", hint=error.hint) from error
         self._origin = origin
         return cut
 

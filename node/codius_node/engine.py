@@ -176,15 +176,14 @@ class Engine:
 
     async def bank_traffic(self) -> None:
         """Keep the counters that have changed since the last time, so that a crash loses little of them."""
-        # A pod counts only if it was there before the kernel was asked and still is: nobody else had its
-        # address meanwhile.
-        before = {pod.hash: (pod.address, pod.created_at) for pod in await self._store.pods()}
+        # Of pods that were there before the kernel was asked and still are: nobody else had their address
+        # meanwhile. Pending ones are left out: a stranger's failed uploads must not fill the store.
+        before = {_life(pod) for pod in await self._store.pods(PodState.RUNNING)}
         live = await self._network.traffic()
-        pods = [pod for pod in await self._store.pods() if pod.address in live]
         read = {
             pod.hash: live[pod.address]
-            for pod in pods
-            if before.get(pod.hash) == (pod.address, pod.created_at)
+            for pod in await self._store.pods(PodState.RUNNING)
+            if pod.address in live and _life(pod) in before
         }
         changed = {hash: t for hash, t in read.items() if t != self._banked.get(hash, NO_TRAFFIC)}
         if changed:
@@ -279,7 +278,7 @@ class Engine:
             await self._containers.create(spec)
             await self._containers.start_infra(hash)
             progress("wiring its network")
-            undo.push_async_callback(self._undo, hash, "network", lambda _: self._detach(pod))
+            undo.push_async_callback(self._undo, hash, "network", lambda _: self._network.detach(pod.address))
             await _both(self._wire(pod), self._containers.prepare_members(hash))
             progress(f"starting {len(spec.containers)} container{'s' if len(spec.containers) > 1 else ''}")
             await self._containers.start_members(hash)
@@ -296,7 +295,7 @@ class Engine:
     async def _detach(self, pod: Pod) -> None:
         """Off the network; what its counters came to is kept."""
         last = await self._network.detach(pod.address)
-        if last is None:
+        if last is None or last == NO_TRAFFIC:
             return
         try:
             await self._store.save_traffic({pod.hash: last}, now=self._clock())
@@ -318,7 +317,7 @@ class Engine:
         await self._containers.check_members(pod.hash)
 
     async def _undo(
-        self, hash: ManifestHash, what: str, effect: Callable[[ManifestHash], Awaitable[None]]
+        self, hash: ManifestHash, what: str, effect: Callable[[ManifestHash], Awaitable[object]]
     ) -> None:
         """One undo; a failing one is left to the reconciler, which finds what is left by its label."""
         try:
@@ -516,6 +515,11 @@ async def _answers(target: Target, seconds: float) -> bool:
         return False
     writer.close()
     return True
+
+
+def _life(pod: Pod) -> tuple[ManifestHash, IPv4Address, datetime]:
+    """What tells one life of a manifest on this host from the next."""
+    return pod.hash, pod.address, pod.created_at
 
 
 def _target_of(pod: Pod) -> Target | None:

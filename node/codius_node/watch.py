@@ -39,6 +39,7 @@ class NetworkWatch:
         self._check_seconds = check_seconds
         self._bank_seconds = bank_seconds
         self._repairs = Repairs()
+        self._last_problems: tuple[str, ...] = ()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -71,12 +72,16 @@ class NetworkWatch:
     async def check(self) -> None:
         """One look; what is not as we made it is made anew."""
         problems = await self._network.check()
+        # What is changed again as soon as it is repaired is told once; the count goes on.
+        news, self._last_problems = problems != self._last_problems, problems
         if not problems:
             return
-        logger.warning("the pods' network was changed by others: %s. Repairing.", "; ".join(problems))
+        if news:
+            logger.warning("the pods' network was changed by others: %s; repairing it", "; ".join(problems))
         await self._network.repair()
         self._repairs = Repairs(self._repairs.count + 1, Repair(self._clock(), problems))
-        logger.warning("the pods' network is repaired (%d since the start)", self._repairs.count)
+        if news:
+            logger.warning("the pods' network is repaired, number %d since the start", self._repairs.count)
 
 
 async def _repeat(work: Callable[[], Awaitable[None]], seconds: float, failure: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import http.client
 import json
@@ -14,14 +15,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from aiohttp import web
 
-from codius_node import cli
-from codius_node.manifest import hash_manifest
+from codius_netpolicy.policy import Egress, EgressMode
+from codius_netpolicy.probes import Result, Verdict
+from codius_netpolicy.traffic import Reason
+from codius_node import admin, cli
+from codius_node.manifest import hash_manifest, parse
 from tests.harness.serving import serving
+from tests.integration.engine_double import EngineDouble, RulesDouble, WatchDouble
 from tests.integration.host_double import EXPIRY, REFUSAL, HostDouble, admin_app
 from tests.integration.registry_double import RegistryDouble
 
@@ -36,6 +43,14 @@ MANIFEST: Final[dict[str, Any]] = {
 HASH: Final = str(hash_manifest(MANIFEST))
 PRIVATE: Final = {"vars": {"private": {"S": {"value": "shh-secret"}}, "public": {"P": {"value": "seen"}}}}
 SECONDS: Final = 30
+
+
+@dataclass(frozen=True)
+class NodeDouble:
+    engine: EngineDouble
+    rules: RulesDouble
+    watch: WatchDouble
+
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -480,6 +495,124 @@ def test_without_a_node_the_list_says_how_to_start_one(
 
 def test_the_list_of_another_host_cannot_be_had(run: Run, origin: str) -> None:
     assert run("pods", "--host", origin)[0] == 1
+
+
+# ---- the network policy ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeDouble]:
+    monkeypatch.setenv("CODIUS_RUN", str(tmp_path))
+    node = NodeDouble(EngineDouble(), RulesDouble(), WatchDouble())
+    app = admin.build_app(engine=node.engine, rules=node.rules, watch=node.watch)
+    with serving(app, path=tmp_path / "admin.sock"):
+        yield node
+
+
+def test_the_policy_is_shown_in_plain_words(run: Run, node: NodeDouble) -> None:
+    node.rules.counters = {Reason.HOST: 12}
+    status, out, _ = run("policy", "show")
+    assert status == 0
+    assert out.startswith("Pods reach the internet, except:\n  private and reserved ranges: 0.0.0.0/8, ")
+    assert "They look up names at 192.0.2.53, on port 53 and no other.\n" in out
+    assert "12 host" in out
+
+
+def test_the_policy_for_scripts_is_the_nodes_own_document(run: Run, node: NodeDouble) -> None:
+    document = only_json(run("policy", "show", "--json")[1])
+    assert (document["origin"], document["egress"]["mode"]) == ("settings", "open")
+
+
+def test_rules_that_are_not_named_stay_as_they_are_in_force(run: Run, node: NodeDouble) -> None:
+    node.rules.cut = 2
+    status, out, _ = run("policy", "set", "--deny-range", "203.0.113.0/24", "--deny-range", "2001:db8::/32")
+    assert (status, "no longer allowed: 2." in out) == (0, True)
+    assert "ranges you denied: 203.0.113.0/24, 2001:db8::/32" in out
+    run("policy", "set", "--mode", "listed", "--allow-port", "tcp/443", "--allow-range", "198.51.100.0/24")
+    document = only_json(run("policy", "set", "--deny-port", "udp/6000-6063", "--json")[1])
+    assert document["egress"] == {
+        "mode": "listed",
+        "deniedRanges": ["203.0.113.0/24", "2001:db8::/32"],
+        "allowedRanges": ["198.51.100.0/24"],
+        "deniedPorts": ["udp/6000-6063"],
+        "allowedPorts": ["tcp/443"],
+    }
+    assert document["cut"] == 2
+
+
+def test_a_list_is_replaced_as_a_whole_and_none_empties_it(run: Run, node: NodeDouble) -> None:
+    run("policy", "set", "--deny-range", "203.0.113.0/24", "--deny-port", "tcp/1")
+    run("policy", "set", "--deny-range", "198.51.100.0/24")
+    assert [str(each) for each in node.rules.policy.egress.denied_ranges] == ["198.51.100.0/24"]
+    run("policy", "set", "--deny-range", "none")
+    assert node.rules.policy.egress.denied_ranges == ()
+    assert [str(each) for each in node.rules.policy.egress.denied_ports] == ["tcp/1"]
+
+
+def test_a_reset_goes_back_to_the_settings(run: Run, node: NodeDouble) -> None:
+    run("policy", "set", "--mode", "listed")
+    assert node.rules.policy.egress == Egress(mode=EgressMode.LISTED)
+    status, out, _ = run("policy", "reset")
+    assert (status, "These rules are those of the settings." in out) == (0, True)
+    assert node.rules.policy.egress == Egress()
+
+
+def test_rules_the_node_refuses_are_told_in_its_words(run: Run, node: NodeDouble) -> None:
+    status, _, err = run("policy", "set", "--allow-range", "10.77.4.0/24")
+    assert (status, "10.77.4.0/24 is inside the pods' pool" in err) == (1, True)
+    assert node.rules.policy.egress == Egress()
+
+
+def test_a_change_without_a_rule_is_refused(run: Run, node: NodeDouble) -> None:
+    status, _, err = run("policy", "set")
+    assert (status, "no rule was given" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "verdict"), [(Verdict.STOPPED, 0, "ok"), (Verdict.REACHED, 1, "WRONG")]
+)
+def test_a_probe_that_finds_something_else_than_it_should_is_a_failure(
+    found: Verdict, status: int, verdict: str, run: Run, node: NodeDouble
+) -> None:
+    asyncio.run(node.engine.upload(parse({"manifest": MANIFEST}), 600, token=None))
+    node.engine.results = (
+        Result("a resolver", Verdict.REACHED, Verdict.REACHED, "answered"),
+        Result("metadata", Verdict.STOPPED, found, "as \x1bseen"),
+    )
+    ended, out, _ = run("policy", "probe", HASH)
+    assert ended == status
+    rows = [re.split(r"  +", line) for line in out.splitlines()]
+    assert rows[0] == ["", "PROBE", "EXPECTED", "FOUND", "DETAIL"]
+    assert rows[2] == [verdict, "metadata", "stopped", found.value, "as \ufffdseen"]
+    ended, out, _ = run("policy", "probe", HASH, "--json")
+    assert (ended, only_json(out)["ok"]) == (status, status == 0)
+
+
+def test_a_pod_that_does_not_run_is_not_probed(run: Run, node: NodeDouble) -> None:
+    assert run("policy", "probe", HASH)[0] == 1
+
+
+def test_without_a_node_there_is_no_policy(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODIUS_RUN", str(tmp_path))
+    status, _, err = run("policy", "show")
+    assert (status, "no node is running on this machine" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "answer", ["[]", "{}", '{"origin": "settings"}', "5", '{"egress": 1, "builtIn": {}}', "not json"]
+)
+def test_an_answer_of_another_kind_is_told_as_such(
+    answer: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def say(_: web.Request) -> web.Response:
+        return web.Response(text=answer, content_type="application/json")
+
+    monkeypatch.setenv("CODIUS_RUN", str(tmp_path))
+    app = web.Application()
+    app.router.add_get("/policy", say)
+    with serving(app, path=tmp_path / "admin.sock"):
+        status, _, err = run("policy", "show")
+    assert (status, "the answer at" in err) == (1, True)
 
 
 # ---- tags -----------------------------------------------------------------------------------------

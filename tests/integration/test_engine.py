@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from datetime import timedelta
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from datetime import datetime, timedelta
 from decimal import Decimal
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from codius_netpolicy.probes import Result, Verdict
+from codius_netpolicy.traffic import NO_TRAFFIC, Reason, Traffic, Volume
 from codius_node import lifecycle
-from codius_node.addresses import AddressPool
 from codius_node.engine import UPLOADS_AT_ONCE
 from codius_node.errors import (
     CodiusError,
@@ -480,15 +482,167 @@ async def test_the_loop_expires_a_pod_when_its_time_comes(world: World) -> None:
         await asyncio.gather(loop, return_exceptions=True)
 
 
-# ---- addresses ------------------------------------------------------------------------------------
+# ---- traffic --------------------------------------------------------------------------------------
 
 
-def test_an_address_is_not_soon_used_again() -> None:
-    import ipaddress
+def traffic(sent: int, **refused: int) -> Traffic:
+    return Traffic(Volume(sent, 1), Volume(), {Reason(name): packets for name, packets in refused.items()})
 
-    pool = AddressPool(ipaddress.IPv4Network("10.0.0.0/28"))
-    handed_out = [pool.next_free(set()) for _ in range(14)]
-    assert len(set(handed_out)) == 14
-    assert pool.next_free(set()) == handed_out[0]
-    with pytest.raises(HostFullError):
-        pool.next_free(set(handed_out))
+
+async def test_a_pods_counters_are_kept_when_it_ends_and_go_on_in_its_next_life(world: World) -> None:
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    world.network.count(pod.address, traffic(1000, host=2))
+    world.clock.forward(seconds=600)
+    await world.reconciler.reconcile()
+    await world.reconciler.settle()
+    assert await world.store.find_pod(pod.hash) is None
+    assert await world.store.traffic([pod.hash]) == {pod.hash: traffic(1000, host=2)}
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    assert await world.network.traffic() == {pod.address: traffic(1000, host=2)}
+
+
+async def test_counters_go_on_when_containers_are_made_again(world: World) -> None:
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    world.network.count(pod.address, traffic(1000))
+    world.containers.lose(pod.hash)
+    await world.reconciler.reconcile()
+    await world.reconciler.settle()
+    assert await world.network.traffic() == {pod.address: traffic(1000)}
+
+
+async def test_counters_go_on_after_a_restart_of_the_node(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as before:
+        pod = await before.engine.upload(make_upload(), 600, token=None)
+        before.network.count(pod.address, traffic(1000))
+        await before.engine.bank_traffic()
+        before.network.count(pod.address, NO_TRAFFIC)  # as when somebody flushed the rules meanwhile
+    async with open_world(tmp_path, clock=before.clock, remains=before) as world:
+        await world.reconciler.recover()
+        assert await world.network.traffic() == {pod.address: traffic(1000)}
+
+
+async def test_a_full_disk_costs_a_pods_last_counters_and_not_its_end(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise StoreError("the disk is full")
+
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    world.network.count(pod.address, traffic(1000))
+    monkeypatch.setattr(world.store, "save_traffic", full)
+    world.clock.forward(seconds=600)
+    await world.reconciler.reconcile()
+    await world.reconciler.settle()
+    assert await world.store.pods() == []
+    assert "the disk is full" in caplog.text
+
+
+async def test_only_what_changed_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Mapping[ManifestHash, Traffic]] = []
+    save = world.store.save_traffic
+
+    async def note(traffic: Mapping[ManifestHash, Traffic], now: datetime) -> None:
+        saved.append(traffic)
+        await save(traffic, now)
+
+    monkeypatch.setattr(world.store, "save_traffic", note)
+    one = await world.engine.upload(make_upload("one"), 600, token=None)
+    two = await world.engine.upload(make_upload("two"), 600, token=None)
+    await world.engine.bank_traffic()
+    assert saved == []  # neither has sent anything
+    world.network.count(one.address, traffic(1))
+    world.network.count(two.address, traffic(2))
+    await world.engine.bank_traffic()
+    world.network.count(two.address, traffic(3))
+    await world.engine.bank_traffic()
+    await world.engine.bank_traffic()
+    assert saved == [{one.hash: traffic(1), two.hash: traffic(2)}, {two.hash: traffic(3)}]
+
+
+async def test_counters_that_could_not_be_kept_are_kept_next_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise StoreError("the disk is full")
+
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    world.network.count(pod.address, traffic(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "save_traffic", full)
+        with pytest.raises(StoreError):
+            await world.engine.bank_traffic()
+    await world.engine.bank_traffic()
+    assert await world.store.traffic([pod.hash]) == {pod.hash: traffic(1)}
+
+
+async def test_an_address_that_changes_hands_while_the_kernel_is_asked_counts_for_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await world.engine.upload(make_upload("old"), 600, token=None)
+    ask = world.network.traffic
+
+    async def ask_slowly() -> Mapping[IPv4Address, Traffic]:
+        monkeypatch.setattr(world.network, "traffic", ask)
+        await world.store.remove_pod(old.hash)
+        world.engine._addresses.go_on_after(IPv4Address(int(old.address) - 1))
+        new = await world.engine.upload(make_upload("new"), 600, token=None)
+        assert new.address == old.address
+        world.network.count(new.address, traffic(7))
+        return await ask()
+
+    monkeypatch.setattr(world.network, "traffic", ask_slowly)
+    await world.engine.bank_traffic()
+    new = make_upload("new").manifest.hash
+    assert await world.store.traffic([old.hash, new]) == {}
+    await world.engine.bank_traffic()
+    assert await world.store.traffic([old.hash, new]) == {new: traffic(7)}
+
+
+async def test_failed_uploads_leave_no_counters(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = make_upload()
+
+    async def count_and_fail(hash: ManifestHash) -> None:
+        [link] = await world.network.links()
+        world.network.count(link, traffic(9))
+        await world.engine.bank_traffic()
+        raise PodStartError("exited at once")
+
+    monkeypatch.setattr(world.containers, "check_members", count_and_fail)
+    with pytest.raises(PodStartError):
+        await world.engine.upload(upload, 600, token=None)
+    assert await world.store.traffic([upload.manifest.hash]) == {}
+
+
+async def test_the_listed_traffic_is_the_kernels_and_else_the_kept_one(world: World) -> None:
+    one = await world.engine.upload(make_upload("one"), 600, token=None)
+    two = await world.engine.upload(make_upload("two"), 600, token=None)
+    three = await world.engine.upload(make_upload("three"), 600, token=None)
+    world.network.count(one.address, traffic(1))
+    world.network.count(two.address, traffic(2))
+    await world.engine.bank_traffic()
+    world.network.count(one.address, traffic(10))
+    await world.network.detach(two.address)
+    assert await world.engine.traffic() == {
+        one.hash: traffic(10),
+        two.hash: traffic(2),
+        three.hash: NO_TRAFFIC,
+    }
+    world.diary.fails["traffic"] = NetworkError("netlink is busy")
+    assert (await world.engine.traffic())[one.hash] == traffic(1)
+
+
+# ---- probes ---------------------------------------------------------------------------------------
+
+
+async def test_a_pod_is_probed_beside_its_neighbours(world: World) -> None:
+    pods = [await world.engine.upload(make_upload(name), 600, token=None) for name in ("a", "b")]
+    world.network.results = (Result("metadata", Verdict.STOPPED, Verdict.STOPPED, "no answer"),)
+    assert await world.engine.probe(pods[0].hash) == world.network.results
+    assert world.network.neighbours == [pods[1].address]
+
+
+async def test_a_pod_whose_time_is_over_is_not_probed(world: World) -> None:
+    pod = await world.engine.upload(make_upload(), 600, token=None)
+    world.clock.forward(seconds=600)
+    with pytest.raises(NotFoundError):
+        await world.engine.probe(pod.hash)

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_node import cli, config, daemon, edge, environment, supervisor, terminal
+from codius_node import cli, config, daemon, edge, supervisor
 from codius_node.config import Settings
-from codius_node.errors import EngineError, SettingsError
+from codius_node.errors import EngineError
 
 SECONDS = 30
 
@@ -79,6 +79,14 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         ["pods", "short"],
         ["run", "extra"],
         ["quote", "f", "--colour"],
+        ["policy"],
+        ["policy", "fly"],
+        ["policy", "set", "--mode", "shut"],
+        ["policy", "set", "--deny-range", "10.0.0.1/8"],
+        ["policy", "set", "--deny-port", "25"],
+        ["policy", "set", "--allow-port", "tcp/70000"],
+        ["policy", "probe"],
+        ["policy", "probe", "short"],
     ],
 )
 def test_misuse_is_one_line_and_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,32 +127,6 @@ def test_any_text_is_a_length_of_time_or_a_value_error(text: str) -> None:
 def test_other_lengths_of_time_are_refused(text: str) -> None:
     with pytest.raises(ValueError):
         cli.parse_duration(text)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (-5, "0 s"), (59, "59 s"), (60, "1 min"), (3661, "1 h 1 min"), (86400 * 3 + 5, "3 d 5 s")],
-)
-def test_a_length_of_time_is_shown_by_its_largest_units(seconds: int, text: str) -> None:
-    assert terminal.render_length(seconds) == text
-
-
-def test_a_settings_file_is_read_as_systemd_reads_it() -> None:
-    text = "# comment\n; too\n\nA=1\nexport B = 2\nC='x y'\nD=\"z\"\nE=\nF='\nG=a=b\n"
-    assert environment.parse_env_file(text.replace("B = ", "B="), Path("f")) == {
-        "A": "1",
-        "B": "2",
-        "C": "x y",
-        "D": "z",
-        "E": "",
-        "F": "'",
-        "G": "a=b",
-    }
-
-
-def test_a_line_that_sets_nothing_is_named() -> None:
-    with pytest.raises(SettingsError, match=r"codius\.env, line 2: 'nonsense'"):
-        environment.parse_env_file("A=1\nnonsense\n", Path("codius.env"))
 
 
 Serving = Callable[[Settings], int]
@@ -268,16 +250,6 @@ def test_the_journal_gets_priorities_instead_of_times() -> None:
     ):
         record = logging.LogRecord("part", level, "", 0, "two\nlines", (), None)
         assert formatter.format(record) == f"<{priority}>part: two\n<{priority}>lines"
-
-
-@given(st.text())
-def test_cleaned_text_has_nothing_a_terminal_obeys_but_colours(text: str) -> None:
-    assert not terminal.CONTROL.search(terminal.clean(text))
-    assert not terminal.CONTROL.search(terminal.COLOUR.sub("", terminal.clean(text, colours=True)))
-
-
-def test_colours_stay_where_they_may_and_end_with_the_line() -> None:
-    assert terminal.clean("\x1b[31mred\x1b[2J", colours=True) == "\x1b[31mred\ufffd[2J\x1b[0m"
 
 
 def test_doctor_tells_scripts_and_people_the_same(

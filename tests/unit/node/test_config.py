@@ -2,13 +2,14 @@
 
 import contextlib
 from decimal import Decimal
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codius_netpolicy.policy import EgressMode, TransportPorts
 from codius_node import config
 from codius_node.errors import SettingsError
 
@@ -39,6 +40,12 @@ def test_a_pod_lives_one_label_below_the_host() -> None:
     assert config.parse_public_uri("http://h.example:81").pod_url("b") == "http://b.h.example:81/"
 
 
+def both(*texts: str) -> tuple[object, ...]:
+    return tuple(map(ip_address, texts))
+
+
+RANGES = (IPv4Network("192.0.2.0/24"), IPv6Network("2001:db8::/32"))
+PORTS = tuple(map(TransportPorts.parse, ("tcp/6667", "udp/6000-6063")))
 ACCEPTED = [
     ("CODIUS_COST_PER_MONTH", "0", "cost_per_month", Decimal(0)),
     ("CODIUS_COST_PER_MONTH", "1.5", "cost_per_month", Decimal("1.5")),
@@ -50,6 +57,19 @@ ACCEPTED = [
     ("CODIUS_BOOTSTRAP_PEERS", '["https://a.example"]', "bootstrap_peers", ("https://a.example",)),
     ("CODIUS_BOOTSTRAP_PEERS", "https://a.example", "bootstrap_peers", ("https://a.example",)),
     ("CODIUS_POD_NETWORK", "10.9.0.0/20", "pod_network", IPv4Network("10.9.0.0/20")),
+    ("CODIUS_POD_NETWORK_6", "fd77::/112", "pod_network_6", IPv6Network("fd77::/112")),
+    ("CODIUS_POD_NETWORK_6", "", "pod_network_6", None),
+    ("CODIUS_POD_RESOLVERS", "192.0.2.1, fd00::1", "chosen_pod_resolvers", both("192.0.2.1", "fd00::1")),
+    ("CODIUS_POD_EGRESS", "listed", "pod_egress", EgressMode.LISTED),
+    ("CODIUS_POD_DENIED_RANGES", "192.0.2.0/24 2001:db8::/32", "pod_denied_ranges", RANGES),
+    ("CODIUS_POD_ALLOWED_RANGES", '["192.0.2.0/24", "2001:db8::/32"]', "pod_allowed_ranges", RANGES),
+    ("CODIUS_POD_ALLOWED_RANGES", "192.0.2.7", "pod_allowed_ranges", (IPv4Network("192.0.2.7/32"),)),
+    ("CODIUS_POD_DENIED_PORTS", "tcp/6667,udp/6000-6063", "pod_denied_ports", PORTS),
+    ("CODIUS_POD_ALLOWED_PORTS", "tcp/6667 udp/6000-6063", "pod_allowed_ports", PORTS),
+    ("CODIUS_POD_CONNECTIONS", "0", "pod_connections", 0),
+    ("CODIUS_POD_NEW_CONNECTIONS", "100000", "pod_new_connections", 100_000),
+    ("CODIUS_POD_SEND_MBIT", "0", "pod_send_mbit", 0),
+    ("CODIUS_POD_RECEIVE_MBIT", "1000", "pod_receive_mbit", 1000),
     ("CODIUS_PORT", " 80 ", "port", 80),
     ("CODIUS_PORT", "", "port", 3000),
 ]
@@ -89,7 +109,38 @@ REFUSED = [
     ("CODIUS_POD_NETWORK", "10.77.0.1/16"),
     ("CODIUS_POD_RESOLVERS", "dns.example"),
     ("CODIUS_DNS_NAMESERVERS", "not_a_name"),
+    ("CODIUS_POD_NETWORK_6", "2001:db8::/112"),
+    ("CODIUS_POD_NETWORK_6", "fd77::1/112"),
+    ("CODIUS_POD_NETWORK_6", "10.0.0.0/16"),
+    ("CODIUS_POD_EGRESS", "shut"),
+    ("CODIUS_POD_DENIED_RANGES", "10.0.0.1/8"),
+    ("CODIUS_POD_DENIED_RANGES", " ".join(["192.0.2.1"] * 257)),
+    ("CODIUS_POD_ALLOWED_RANGES", "example.com"),
+    ("CODIUS_POD_DENIED_PORTS", "25"),
+    ("CODIUS_POD_DENIED_PORTS", "sctp/25"),
+    ("CODIUS_POD_DENIED_PORTS", "tcp/70000"),
+    ("CODIUS_POD_ALLOWED_PORTS", "tcp/20-10"),
+    ("CODIUS_POD_CONNECTIONS", "-1"),
+    ("CODIUS_POD_NEW_CONNECTIONS", "100001"),
+    ("CODIUS_POD_SEND_MBIT", "1.5"),
+    ("CODIUS_POD_RECEIVE_MBIT", "100001"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("CODIUS_POD_DENIED_RANGES", "192.0.2.0/24, 10.0.0.1/8", "10.0.0.1/8"),
+        ("CODIUS_POD_ALLOWED_PORTS", "tcp/1 tcp/99999 tcp/2", "tcp/99999"),
+        ("CODIUS_POD_RESOLVERS", "192.0.2.1,dns.example", "dns.example"),
+        ("CODIUS_BOOTSTRAP_PEERS", '["https://a.example", "b.example"]', "b.example"),
+        ("CODIUS_DNS_NAMESERVERS", "ns1.example not_a_name", "not_a_name"),
+    ],
+)
+def test_of_a_list_the_word_that_is_wrong_is_named(name: str, value: str, word: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        config.load({name: value})
+    assert f"({word!r} is the trouble)" in caught.value.message
 
 
 @pytest.mark.parametrize(("name", "value"), REFUSED)
