@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from codius_netpolicy.policy import EgressMode, Limits
+from codius_netpolicy.traffic import Reason
 from codius_node.config import MEGABIT
 from codius_node.policy import Origin, PolicyReport, Repairs
+
+
+REFUSALS: Final[Mapping[Reason, str]] = {
+    Reason.SPOOFED: "from an address that is not the pod's",
+    Reason.IPV6: "of IPv6",
+    Reason.POD: "to other pods",
+    Reason.HOST: "to this host",
+    Reason.RANGE: "to denied ranges",
+    Reason.PORT: "to denied ports",
+    Reason.PROTOCOL: "of other protocols than TCP, UDP and ICMP",
+    Reason.CONNECTIONS: "of too many connections at once",
+    Reason.RATE: "of connections begun too fast",
+    Reason.INVALID: "of no connection",
+    Reason.UNSOLICITED: "to a pod, unasked",
+}
 
 
 def describe(report: PolicyReport) -> list[str]:
@@ -81,7 +98,7 @@ def _describe_addresses(pools: Sequence[str]) -> str:
 
 def _describe_refusals(report: PolicyReport) -> str:
     reasons = sorted(report.refused.items(), key=lambda item: -item[1])
-    told = ", ".join(f"{packets} {reason.value}" for reason, packets in reasons if packets)
+    told = ", ".join(f"{packets} {REFUSALS[reason]}" for reason, packets in reasons if packets)
     return f"Refused to the pods that run now, in packets: {told or 'none'}."
 
 

@@ -515,7 +515,7 @@ def test_the_policy_is_shown_in_plain_words(run: Run, node: NodeDouble) -> None:
     assert status == 0
     assert out.startswith("Pods reach the internet, except:\n  private and reserved ranges: 0.0.0.0/8, ")
     assert "They look up names at 192.0.2.53, on port 53 and no other.\n" in out
-    assert "12 host" in out
+    assert "12 to this host" in out
 
 
 def test_the_policy_for_scripts_is_the_nodes_own_document(run: Run, node: NodeDouble) -> None:

@@ -94,6 +94,7 @@ def test_the_node_keeps_few_capabilities_and_its_pods_alive() -> None:
     unit = read("codius-node.service")
     assert set(unit["Service.CapabilityBoundingSet"][0].split()) == {
         "CAP_NET_ADMIN",
+        "CAP_NET_RAW",
         "CAP_SYS_ADMIN",
         "CAP_SYS_PTRACE",
         "CAP_CHOWN",

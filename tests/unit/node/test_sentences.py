@@ -11,7 +11,7 @@ import pytest
 from codius_netpolicy.policy import Egress, EgressMode, Limits, Policy, TransportPorts, parse_range
 from codius_netpolicy.traffic import Reason
 from codius_node.policy import Origin, PolicyReport, Repair, Repairs, build_report
-from codius_node.sentences import describe
+from codius_node.sentences import REFUSALS, describe
 
 POLICY = Policy(resolvers=(ip_address("192.0.2.53"), ip_address("192.0.2.54")))
 RANGE = (parse_range("203.0.113.0/24"),)
@@ -120,6 +120,10 @@ def test_with_ipv6_both_pools_are_told() -> None:
     assert "Their addresses are in 10.77.0.0/16 and fd77::/112, translated on the way out." in told
 
 
+def test_every_reason_has_its_words() -> None:
+    assert set(REFUSALS) == set(Reason)
+
+
 def test_where_rules_come_from_what_was_refused_and_repaired_is_told() -> None:
     at = datetime(2026, 1, 1, 12, tzinfo=UTC)
     told = describe(
@@ -133,6 +137,6 @@ def test_where_rules_come_from_what_was_refused_and_repaired_is_told() -> None:
     assert (
         "These rules were set at run time; `codiusd policy reset` goes back to those of the settings." in told
     )
-    assert "Refused to the pods that run now, in packets: 30 port, 2 host." in told
+    assert "Refused to the pods that run now, in packets: 30 to denied ports, 2 to this host." in told
     assert told[-1].startswith("Others changed these rules in the kernel once since the node started")
     assert told[-1].endswith("the table is gone; forwarding is off.")
