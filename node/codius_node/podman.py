@@ -111,8 +111,8 @@ class Podman:
         self._created: dict[ManifestHash, tuple[Member, ...]] = {}
 
     async def open(self) -> None:
-        """Ready to ask; podman itself may still be away."""
-        await asyncio.to_thread(self._files.mkdir, mode=0o700, parents=True, exist_ok=True)
+        """Ready to ask; podman itself may still be away. Pods of an earlier run get today's resolvers."""
+        await asyncio.to_thread(self._prepare_files)
         # a socket-activated podman goes away when idle, and a kept connection would fail the next request
         connector = aiohttp.UnixConnector(path=str(self._socket), force_close=True, limit=0)
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
@@ -215,6 +215,19 @@ class Podman:
                 raise ImageError(f"{container.image} is not here", hint="Upload the manifest again.")
             raise self._engine_error(f'create container "{container.name}" of {spec.hash}', reason)
         self._created[spec.hash] = tuple(members)
+
+    def _prepare_files(self) -> None:
+        self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
+        text = libpod.render_resolv_conf(self._resolvers)
+        try:
+            for path in self._files.glob("*/resolv.conf"):
+                if path.read_text(encoding="utf-8") != text:
+                    path.write_text(text, encoding="utf-8")  # in its place: containers have this very file
+        except OSError as error:
+            raise EngineError(
+                f"the pods' resolvers could not be written: {error.strerror} ({self._files})",
+                hint="Check that the file system has space and can be written.",
+            ) from error
 
     def _write_files(self, spec: PodSpec) -> Path:
         directory = self._files / spec.hash

@@ -312,6 +312,19 @@ async def test_a_node_that_did_not_create_the_pod_finds_its_members(
     assert [pod.state for pod in await podman.find_pods()] == [FoundState.RUNNING]
 
 
+async def test_pods_of_an_earlier_run_get_todays_resolvers_in_the_file_they_have(
+    podman: Podman, fake: FakePodman, images: Images, tmp_path: Path
+) -> None:
+    await podman.create(make_spec(images.talker))
+    path = tmp_path / "files" / HASH / "resolv.conf"
+    inode = path.stat().st_ino
+    later = Podman(fake.socket, files=tmp_path / "files", resolvers=["192.0.2.54", "192.0.2.55"])
+    await later.open()
+    await later.aclose()
+    assert path.read_text() == "nameserver 192.0.2.54\nnameserver 192.0.2.55\n"
+    assert path.stat().st_ino == inode
+
+
 async def test_a_start_asks_podman_no_more_than_it_has_to(
     podman: Podman, fake: FakePodman, images: Images
 ) -> None:
