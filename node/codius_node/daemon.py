@@ -25,6 +25,7 @@ from codius_node.egress import EgressRules, find_egress
 from codius_node.engine import Engine
 from codius_node.errors import SettingsError
 from codius_node.feed import Feed
+from codius_node.firewalls import report_blockers
 from codius_node.hoststats import HostStats
 from codius_node.model import Pod, Target
 from codius_node.network import KernelNetwork
@@ -99,6 +100,8 @@ async def open_node(
         await peers.start()
         stack.push_async_callback(reconciler.aclose)
         await reconciler.recover()
+        if not settings.noop:
+            await asyncio.to_thread(report_blockers, policy)
         watch.start()
         stack.push_async_callback(watch.aclose)
 

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from ipaddress import IPv4Network, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from aiohttp import web
 
 from codius_node import doctor
 from codius_node.config import load
-from codius_node.doctor import Finding, Machine, Podman, Verdict
+from codius_node.doctor import containers, kernel, names, ports, rights, room
+from codius_node.doctor.findings import Finding, Verdict
+from codius_node.doctor.machine import Machine, Podman
+from codius_node.firewalls import Blocker
 from tests.harness.serving import serving
 
 GIB = 1024**3
-POOL = IPv4Network("10.77.0.0/16")
 INFO: dict[str, Any] = {
     "version": {"Version": "4.3.1"},
     "host": {"ociRuntime": {"name": "runc"}},
@@ -94,8 +96,8 @@ def test_on_a_machine_without_anything_every_check_is_a_finding(tmp_path: Path) 
 
 def test_a_variable_that_is_no_setting_is_named_and_the_clients_is_none(tmp_path: Path) -> None:
     here = machine(tmp_path, prot="1", host_uri="http://x")
-    check(doctor.check_settings(here), Verdict.WARN, "CODIUS_PROT: no setting")
-    check(doctor.check_settings(machine(tmp_path)), Verdict.OK)
+    check(rights.check_settings(here), Verdict.WARN, "CODIUS_PROT: no setting")
+    check(rights.check_settings(machine(tmp_path)), Verdict.OK)
 
 
 @pytest.mark.parametrize(
@@ -112,26 +114,26 @@ def test_the_node_needs_root_with_its_rights(
 ) -> None:
     here = machine(tmp_path, euid=euid)
     put(here.proc / "self/status", f"Name:\tx\nCapEff:\t{capabilities}\nCapBnd:\t0\n")
-    check(doctor.check_privilege(here), verdict, said)
+    check(rights.check_privilege(here), verdict, said)
 
 
 def test_the_directory_and_its_key_are_for_nobody_else(tmp_path: Path) -> None:
     here = machine(tmp_path, euid=os.geteuid())
-    check(doctor.check_directories(here), Verdict.OK, "first start")
+    check(rights.check_directories(here), Verdict.OK, "first start")
     here.settings.root.mkdir(mode=0o700)
-    check(doctor.check_directories(here), Verdict.OK, "rights")
+    check(rights.check_directories(here), Verdict.OK, "rights")
     here.settings.key_file.touch(mode=0o600)
-    check(doctor.check_directories(here), Verdict.OK)
+    check(rights.check_directories(here), Verdict.OK)
     here.settings.key_file.chmod(0o640)
-    check(doctor.check_directories(here), Verdict.BAD, "0640", f"chmod 600 {here.settings.key_file}")
+    check(rights.check_directories(here), Verdict.BAD, "0640", f"chmod 600 {here.settings.key_file}")
     here.settings.key_file.chmod(0o600)
     here.settings.root.chmod(0o777)
-    check(doctor.check_directories(here), Verdict.BAD, "0777", f"chmod 700 {here.settings.root}")
+    check(rights.check_directories(here), Verdict.BAD, "0777", f"chmod 700 {here.settings.root}")
 
 
 def test_a_file_in_the_directorys_place_is_told(tmp_path: Path) -> None:
     put(tmp_path / "root", "")
-    check(doctor.check_directories(machine(tmp_path)), Verdict.BAD, "not a directory")
+    check(rights.check_directories(machine(tmp_path)), Verdict.BAD, "not a directory")
 
 
 # ---- podman ---------------------------------------------------------------------------------------
@@ -149,10 +151,10 @@ def podman_app(document: object, status: int = 200) -> web.Application:
 def test_podman_is_asked_for_its_version_and_runtime(tmp_path: Path) -> None:
     path = tmp_path / "podman.sock"
     with serving(podman_app(INFO), path=path):
-        found = doctor.ask_podman(path)
+        found = containers.ask_podman(path)
     assert found == Podman("4.3.1", "runc", Path("/var/lib/containers/storage"))
     here = machine(tmp_path, podman=found, engine_socket=str(path))
-    check(doctor.check_podman(here), Verdict.OK, "4.3.1")
+    check(containers.check_podman(here), Verdict.OK, "4.3.1")
     assert here.runtime == "runc"
 
 
@@ -161,7 +163,7 @@ def test_a_socket_that_is_not_podmans_is_told(document: object, status: int, tmp
     path = tmp_path / "podman.sock"
     with serving(podman_app(document, status), path=path):
         here = machine(tmp_path, engine_socket=str(path))
-        check(doctor.check_podman(here), Verdict.BAD, "no good answer", "systemctl restart podman.socket")
+        check(containers.check_podman(here), Verdict.BAD, "no good answer", "systemctl restart podman.socket")
 
 
 def test_a_socket_that_nobody_listens_on_is_told(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_a_socket_that_nobody_listens_on_is_told(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
     here = machine(tmp_path, engine_socket=str(path))
-    check(doctor.check_podman(here), Verdict.BAD, "Connection refused")
+    check(containers.check_podman(here), Verdict.BAD, "Connection refused")
 
 
 def test_podman_without_a_service_is_enough_for_codiusd_run(
@@ -177,9 +179,11 @@ def test_podman_without_a_service_is_enough_for_codiusd_run(
 ) -> None:
     here = machine(tmp_path, engine_socket=str(tmp_path / "podman.sock"))
     monkeypatch.setenv("PATH", str(program(tmp_path, "podman")))
-    check(doctor.check_podman(here), Verdict.WARN, "`codiusd run` starts one", "enable --now podman.socket")
+    check(
+        containers.check_podman(here), Verdict.WARN, "`codiusd run` starts one", "enable --now podman.socket"
+    )
     monkeypatch.setenv("PATH", "")
-    check(doctor.check_podman(here), Verdict.BAD, "not installed", "apt install podman")
+    check(containers.check_podman(here), Verdict.BAD, "not installed", "apt install podman")
 
 
 def program(tmp_path: Path, name: str) -> Path:
@@ -193,14 +197,14 @@ def test_the_runtime_fits_the_cgroups_and_is_installed(
 ) -> None:
     monkeypatch.setenv("PATH", str(program(tmp_path, "runc")))
     version_1 = machine(tmp_path)
-    check(doctor.check_runtime(version_1), Verdict.OK, "runc at")
+    check(containers.check_runtime(version_1), Verdict.OK, "runc at")
     put(version_1.cgroup / "cgroup.controllers", "cpu memory pids\n")
-    check(doctor.check_runtime(version_1), Verdict.BAD, "crun is not installed", "apt install crun")
+    check(containers.check_runtime(version_1), Verdict.BAD, "crun is not installed", "apt install crun")
     program(tmp_path, "crun")
-    check(doctor.check_runtime(version_1), Verdict.OK, "crun at")
+    check(containers.check_runtime(version_1), Verdict.OK, "crun at")
     (version_1.cgroup / "cgroup.controllers").unlink()
     hybrid = machine(tmp_path, podman=Podman("4.3.1", "crun", Path("/")))
-    check(doctor.check_runtime(hybrid), Verdict.BAD, "crun does not work", "apt install runc")
+    check(containers.check_runtime(hybrid), Verdict.BAD, "crun does not work", "apt install runc")
 
 
 def test_the_runtime_is_the_operators_where_podman_is_not_asked(
@@ -208,27 +212,27 @@ def test_the_runtime_is_the_operators_where_podman_is_not_asked(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     here = machine(tmp_path, oci_runtime="runsc")
-    check(doctor.check_runtime(here), Verdict.BAD, "runsc is not installed", "apt install runsc")
+    check(containers.check_runtime(here), Verdict.BAD, "runsc is not installed", "apt install runsc")
 
 
 def test_cgroups_have_what_pods_are_limited_by(tmp_path: Path) -> None:
     here = machine(tmp_path)
-    check(doctor.check_cgroups(here), Verdict.BAD, "no version, without cpu, memory, pids")
+    check(containers.check_cgroups(here), Verdict.BAD, "no version, without cpu, memory, pids")
     put(
         here.proc / "cgroups",
         "#subsys_name\thierarchy\tnum\tenabled\ncpu\t1\t1\t1\nmemory\t2\t1\t0\npids\t3\t1\t1\n",
     )
-    check(doctor.check_cgroups(here), Verdict.BAD, "version 1", "cgroup_enable=memory")
+    check(containers.check_cgroups(here), Verdict.BAD, "version 1", "cgroup_enable=memory")
     put(here.cgroup / "cgroup.controllers", "cpuset cpu io memory pids\n")
-    check(doctor.check_cgroups(here), Verdict.OK, "version 2")
+    check(containers.check_cgroups(here), Verdict.OK, "version 2")
 
 
 def test_catatonit_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "CATATONIT", ())
+    monkeypatch.setattr(containers, "CATATONIT", ())
     monkeypatch.setenv("PATH", "")
-    check(doctor.check_catatonit(machine(tmp_path)), Verdict.BAD, "", "apt install catatonit")
+    check(containers.check_catatonit(machine(tmp_path)), Verdict.BAD, "", "apt install catatonit")
     monkeypatch.setenv("PATH", str(program(tmp_path, "catatonit")))
-    check(doctor.check_catatonit(machine(tmp_path)), Verdict.OK)
+    check(containers.check_catatonit(machine(tmp_path)), Verdict.OK)
 
 
 # ---- the kernel's network -------------------------------------------------------------------------
@@ -237,72 +241,26 @@ def test_catatonit_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_forwarding_may_be_off_as_long_as_the_node_can_turn_it_on(tmp_path: Path) -> None:
     here = machine(tmp_path, euid=os.geteuid())
     put(here.proc / "sys/net/ipv4/ip_forward", "1\n")
-    check(doctor.check_forwarding(here), Verdict.OK, "on")
+    check(kernel.check_forwarding(here), Verdict.OK, "on")
     put(here.proc / "sys/net/ipv4/ip_forward", "0\n")
-    check(doctor.check_forwarding(here), Verdict.OK, "the node turns it on")
+    check(kernel.check_forwarding(here), Verdict.OK, "the node turns it on")
 
 
 def test_forwarding_that_cannot_be_turned_on_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = machine(tmp_path)
     put(here.proc / "sys/net/ipv4/ip_forward", "0\n")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    check(doctor.check_forwarding(here), Verdict.BAD, "read-only", "sysctl -w net.ipv4.ip_forward=1")
+    check(kernel.check_forwarding(here), Verdict.BAD, "read-only", "sysctl -w net.ipv4.ip_forward=1")
 
 
-def chain(table: str, name: str, family: str = "ip", **base: object) -> dict[str, object]:
-    return {"chain": {"family": family, "table": table, "name": name, **base}}
-
-
-def rule(table: str, chain: str, expression: object, family: str = "ip") -> dict[str, object]:
-    return {"rule": {"family": family, "table": table, "chain": chain, "expr": [expression]}}
-
-
-FORWARD: dict[str, Any] = {"type": "filter", "hook": "forward", "prio": 0}
-DEVGROUP = {"xt": {"type": "match", "name": "devgroup"}}
-SOURCE = {
-    "match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}},
-              "right": {"prefix": {"addr": "10.77.0.0", "len": 16}}}
-}  # fmt: skip
-DOCKER = [
-    {"metainfo": {"version": "1.0.6"}},
-    chain("filter", "FORWARD", **FORWARD, policy="drop"),
-    chain("filter", "DOCKER-USER"),
-]
-UFW = [chain("filter", "FORWARD", **FORWARD, policy="drop"), chain("filter", "ufw-user-forward")]
-FIREWALLD = [chain("firewalld", "filter_FORWARD", "inet", **FORWARD, policy="accept")]
-
-
-@pytest.mark.parametrize(
-    ("ruleset", "verdict", "fix"),
-    [
-        ([], Verdict.OK, ""),
-        ([chain("codius", "forward", "inet", **FORWARD, policy="drop")], Verdict.OK, ""),
-        ([chain("filter", "FORWARD", **FORWARD, policy="accept")], Verdict.OK, ""),
-        ([chain("filter", "FORWARD", "ip6", **FORWARD, policy="drop")], Verdict.OK, ""),
-        ([chain("filter", "INPUT", type="filter", hook="input", policy="drop")], Verdict.OK, ""),
-        (DOCKER, Verdict.BAD, "iptables -I DOCKER-USER -m devgroup --src-group 77 -j ACCEPT"),
-        ([*DOCKER, rule("filter", "DOCKER-USER", DEVGROUP)], Verdict.OK, ""),
-        ([*DOCKER, rule("other", "x", DEVGROUP)], Verdict.BAD, "--dst-group 77"),
-        (UFW, Verdict.BAD, "iptables -I FORWARD -m devgroup"),
-        (FIREWALLD, Verdict.BAD, "firewall-cmd --permanent --zone=trusted --add-source=10.77.0.0/16"),
-        ([*FIREWALLD, rule("firewalld", "filter_FORWARD_ZONES", SOURCE, "inet")], Verdict.OK, ""),
-        ([chain("mine", "f", "inet", **FORWARD, policy="drop")], Verdict.BAD, "accept iifgroup 77"),
-    ],
-)
-def test_a_firewall_that_drops_what_pods_send_is_found_with_its_fix(
-    ruleset: list[Any], verdict: Verdict, fix: str
-) -> None:
-    check(doctor.judge_forward_policy({"nftables": ruleset}, POOL), verdict, "", fix)
-
-
-def test_the_old_tables_of_iptables_count_too() -> None:
-    dropping = "-P FORWARD DROP\n-A FORWARD -j DOCKER-USER\n"
-    finding = doctor.judge_forward_policy({"nftables": []}, POOL, legacy=dropping)
-    check(finding, Verdict.BAD, "legacy", "iptables-legacy -I FORWARD")
-    mended = dropping + "-A FORWARD -m devgroup --src-group 0x4d -j ACCEPT\n"
-    check(doctor.judge_forward_policy({"nftables": []}, POOL, legacy=mended), Verdict.OK)
-    accepting = "-P FORWARD ACCEPT\n"
-    check(doctor.judge_forward_policy({"nftables": []}, POOL, legacy=accepting), Verdict.OK)
+def test_another_firewall_that_drops_is_told_with_its_fix_in_one_line() -> None:
+    check(kernel.judge_blockers([]), Verdict.OK, "none that drops")
+    docker = Blocker("docker", "ip filter", ("one", "two"), "again")
+    ufw = Blocker("ufw", "ip6 filter", ("two", "three"))
+    finding = kernel.judge_blockers([docker, ufw])
+    check(finding, Verdict.BAD, "docker (table ip filter) drops")
+    check(finding, Verdict.BAD, "ufw (table ip6 filter) drops")
+    assert finding.fix == "one; two; three  # again"
 
 
 # ---- ports and names ------------------------------------------------------------------------------
@@ -316,8 +274,8 @@ def free_port() -> int:
 
 def test_a_free_port_is_free(tmp_path: Path) -> None:
     here = machine(tmp_path, port=str(free_port()), dns_port=str(free_port()))
-    check(doctor.check_front_door(here), Verdict.OK, "is free")
-    check(doctor.check_dns_port(here), Verdict.OK, "is free")
+    check(ports.check_front_door(here), Verdict.OK, "is free")
+    check(ports.check_dns_port(here), Verdict.OK, "is free")
 
 
 def test_a_port_that_somebody_has_is_told_with_who_it_is(tmp_path: Path) -> None:
@@ -325,16 +283,16 @@ def test_a_port_that_somebody_has_is_told_with_who_it_is(tmp_path: Path) -> None
         port = str(holder.getsockname()[1])
         here = machine(tmp_path, port=port, dns_port=port)
         real = Machine(here.settings, {}, proc=Path("/proc"))
-        check(doctor.check_front_door(real), Verdict.BAD, "is taken by `", "CODIUS_PORT")
-        check(doctor.check_dns_port(real), Verdict.BAD, "is taken by `", "CODIUS_DNS_PORT")
-        check(doctor.check_front_door(here), Verdict.BAD, "by another process")
+        check(ports.check_front_door(real), Verdict.BAD, "is taken by `", "CODIUS_PORT")
+        check(ports.check_dns_port(real), Verdict.BAD, "is taken by `", "CODIUS_DNS_PORT")
+        check(ports.check_front_door(here), Verdict.BAD, "by another process")
 
 
 def test_a_udp_port_that_somebody_has_is_told(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
         holder.bind(("127.0.0.1", 0))
         here = machine(tmp_path, dns_port=str(holder.getsockname()[1]))
-        check(doctor.check_dns_port(here), Verdict.BAD, "is taken")
+        check(ports.check_dns_port(here), Verdict.BAD, "is taken")
 
 
 @pytest.mark.parametrize(
@@ -350,16 +308,16 @@ def test_a_port_that_our_own_process_has_is_fine(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         here = machine(tmp_path, port=str(holder.getsockname()[1]))
-        monkeypatch.setattr(doctor, "find_holder", lambda *_: command)
-        check(doctor.check_front_door(here), verdict)
+        monkeypatch.setattr(ports, "find_holder", lambda *_: command)
+        check(ports.check_front_door(here), verdict)
 
 
 def test_an_address_of_another_machine_is_told(tmp_path: Path) -> None:
-    check(doctor.check_front_door(machine(tmp_path, bind_ip="192.0.2.1")), Verdict.BAD, "no address of this")
+    check(ports.check_front_door(machine(tmp_path, bind_ip="192.0.2.1")), Verdict.BAD, "no address of this")
 
 
 def test_no_responder_needs_no_port(tmp_path: Path) -> None:
-    check(doctor.check_dns_port(machine(tmp_path, dns_port="0")), Verdict.SKIP)
+    check(ports.check_dns_port(machine(tmp_path, dns_port="0")), Verdict.SKIP)
 
 
 def test_the_sockets_of_a_port_are_read_from_the_kernels_table() -> None:
@@ -370,8 +328,8 @@ def test_the_sockets_of_a_port_are_read_from_the_kernels_table() -> None:
         "   2: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 333 1\n"
         "short\n"
     )
-    assert doctor.parse_socket_inodes(table, 3000, listening=True) == {"111"}
-    assert doctor.parse_socket_inodes(table, 3000, listening=False) == {"111", "222"}
+    assert ports.parse_socket_inodes(table, 3000, listening=True) == {"111"}
+    assert ports.parse_socket_inodes(table, 3000, listening=False) == {"111", "222"}
 
 
 HERE = [ip_address("192.0.2.2"), ip_address("2001:db8::2")]
@@ -389,31 +347,31 @@ HERE = [ip_address("192.0.2.2"), ip_address("2001:db8::2")]
 def test_the_public_name_leads_here(
     answers: dict[str, frozenset[str] | None], verdict: Verdict, said: str
 ) -> None:
-    check(doctor.judge_names("h", HERE, answers), verdict, said)
+    check(names.judge_names("h", HERE, answers), verdict, said)
 
 
 def test_without_known_addresses_the_setting_is_named() -> None:
-    check(doctor.judge_names("h", [], {}), Verdict.BAD, "", "CODIUS_PUBLIC_ADDRESSES")
+    check(names.judge_names("h", [], {}), Verdict.BAD, "", "CODIUS_PUBLIC_ADDRESSES")
 
 
 def test_a_name_below_localhost_needs_no_check(tmp_path: Path) -> None:
-    check(doctor.check_names(machine(tmp_path)), Verdict.SKIP, "nothing to check")
+    check(names.check_names(machine(tmp_path)), Verdict.SKIP, "nothing to check")
 
 
 def test_names_are_looked_up_and_a_slow_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.resolve(["127.0.0.1"]) == {"127.0.0.1": frozenset({"127.0.0.1"})}
-    assert doctor.resolve(["127.0.0.1"], seconds=0) in (
+    assert names.resolve(["127.0.0.1"]) == {"127.0.0.1": frozenset({"127.0.0.1"})}
+    assert names.resolve(["127.0.0.1"], seconds=0) in (
         {"127.0.0.1": None},
         {"127.0.0.1": frozenset({"127.0.0.1"})},
     )
-    assert doctor.resolve(["a..b"]) == {"a..b": frozenset()}
+    assert names.resolve(["a..b"]) == {"a..b": frozenset()}
 
 
 def test_pods_names_are_shown_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: frozenset[str] = frozenset({"192.0.2.2"})
-    monkeypatch.setattr(doctor, "resolve", lambda names: {names[0]: found, names[1]: frozenset[str]()})
+    monkeypatch.setattr(names, "resolve", lambda names: {names[0]: found, names[1]: frozenset[str]()})
     here = machine(tmp_path, public_uri="https://codius.example.com", public_addresses="192.0.2.2")
-    check(doctor.check_names(here), Verdict.BAD, "<hash>.codius.example.com has no address", "NS records")
+    check(names.check_names(here), Verdict.BAD, "<hash>.codius.example.com has no address", "NS records")
 
 
 # ---- room -----------------------------------------------------------------------------------------
@@ -423,7 +381,7 @@ def test_pods_names_are_shown_as_such(tmp_path: Path, monkeypatch: pytest.Monkey
     ("free", "verdict"), [(50 * GIB, Verdict.OK), (2 * GIB, Verdict.WARN), (GIB // 4, Verdict.BAD)]
 )
 def test_the_fullest_disk_decides(free: int, verdict: Verdict) -> None:
-    finding = doctor.judge_disk({Path("/a"): 100 * GIB, Path("/b"): free})
+    finding = room.judge_disk({Path("/a"): 100 * GIB, Path("/b"): free})
     check(finding, verdict, "at /b")
 
 
@@ -438,7 +396,7 @@ def test_the_fullest_disk_decides(free: int, verdict: Verdict) -> None:
 def test_the_fraction_decides_whether_there_is_memory_for_a_pod(
     available: int, fraction: float, verdict: Verdict, said: str
 ) -> None:
-    check(doctor.judge_memory(available, 8 * GIB, fraction), verdict, said)
+    check(room.judge_memory(available, 8 * GIB, fraction), verdict, said)
 
 
 # ---- a real machine -------------------------------------------------------------------------------
