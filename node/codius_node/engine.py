@@ -182,7 +182,7 @@ class Engine:
         live = await self._network.traffic()
         read = {
             pod.hash: live[pod.address]
-            for pod in await self._store.pods(PodState.RUNNING)
+            for pod in await self._store.pods()
             if pod.address in live and _life(pod) in before
         }
         changed = {hash: t for hash, t in read.items() if t != self._banked.get(hash, NO_TRAFFIC)}

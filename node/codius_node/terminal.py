@@ -69,9 +69,11 @@ def render_size(count: int) -> str:
     size = float(count)
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 999.5:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"
+            break
         size /= 1000
-    return f"{size:.0f} PB"
+    else:
+        unit = "PB"
+    return f"{size:.1f} {unit}" if unit != "B" and size < 99.95 else f"{size:.0f} {unit}"
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
