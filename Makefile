@@ -8,7 +8,9 @@ SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # From the distribution. python3-nftables exists only there, so the venv sees the system's packages.
 PACKAGES      := podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
-TEST_PACKAGES := docker-registry bind9-dnsutils conntrack
+TEST_PACKAGES := docker-registry bind9-dnsutils conntrack iptables ufw firewalld dbus-daemon
+# Debian starts and enables what it installs. A firewall that comes up by itself locks its owner out.
+TEST_SERVICES := docker-registry ufw firewalld
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test demo test check fmt unit system bench docs install clean
@@ -47,7 +49,7 @@ docs: setup ## write again what is generated from the code
 setup: $(VENV)/.ready ## install what is missing; costs nothing when nothing is
 
 setup-test: setup
-	@$(call install,$(TEST_PACKAGES))
+	@$(call subdue,$(TEST_SERVICES)); $(call install,$(TEST_PACKAGES))
 
 $(VENV)/.ready: pyproject.toml Makefile
 	@$(call install,$(PACKAGES))
@@ -58,7 +60,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@touch $@
 
 # Missing packages are named, then installed; with none missing nothing is asked of apt.
-# RUNLEVEL=1 keeps packages that bring a service (docker-registry) from starting it.
+# RUNLEVEL=1 keeps packages that bring a service from starting it where there is no systemd.
 define install
 missing=""; for package in $(1); do \
 	dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$package"; \
@@ -70,6 +72,19 @@ if [ -n "$$missing" ]; then \
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
 		apt-get install -y -qq --no-install-recommends $$missing >/dev/null || exit 1; \
 fi
+endef
+
+# Services of packages that are still missing: masked while these are installed, disabled afterwards.
+# RUNLEVEL alone is no help where systemd runs.
+define subdue
+units=/etc/systemd/system; subdued=""; \
+trap 'for service in $$subdued; do \
+	$(SUDO) rm -f $$units/$$service.service; $(SUDO) systemctl --root=/ --quiet disable $$service; \
+done' EXIT; \
+for service in $(1); do \
+	test -e /lib/systemd/system/$$service.service -o -e $$units/$$service.service && continue; \
+	$(SUDO) ln -s /dev/null $$units/$$service.service; subdued="$$subdued $$service"; \
+done
 endef
 
 install: ## as services: /usr/local/bin/codiusd, units, users, /etc/codius/codius.env
