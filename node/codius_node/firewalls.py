@@ -58,9 +58,11 @@ class Blocker:
 def render_fix(blockers: Iterable[Blocker]) -> str:
     """One line for a root shell; what a shell cannot do follows as its comment."""
     blockers = tuple(blockers)
-    commands = dict.fromkeys(command for blocker in blockers for command in blocker.commands)
+    commands = [command for blocker in blockers for command in blocker.commands]
+    # Of equal ones the last: a reload comes after all that it is to load.
+    once = [command for place, command in enumerate(commands) if command not in commands[place + 1 :]]
     notes = dict.fromkeys(blocker.note for blocker in blockers if blocker.note)
-    return "; ".join(commands) + (f"  # {'; '.join(notes)}" if notes else "")
+    return "; ".join(once) + (f"  # {'; '.join(notes)}" if notes else "")
 
 
 def report_blockers(policy: Policy) -> None:
@@ -127,7 +129,7 @@ def describe_packets(pool: Network, group: int, uplinks: Collection[str]) -> tup
 
 def _explain(table: Table, chain: str, pools: Sequence[Network], group: int) -> Blocker:
     shown = f"{table.family} {table.name}"
-    if table.name == "firewalld":
+    if table.name == "firewalld" or "FORWARD_ZONES" in table.chains:
         sources = (f"firewall-cmd --permanent --zone=trusted --add-source={pool}" for pool in pools)
         return Blocker("firewalld", shown, (*sources, "firewall-cmd --reload"))
     if any(name.startswith(("ufw-", "ufw6-")) for name in table.chains):

@@ -156,7 +156,6 @@ def _within(known: Value, wanted: Value) -> bool | None:
 ACTIONS: Final = {action.value: action for action in Action} | {"reject": Action.DROP}
 NEUTRAL: Final = frozenset({"counter", "log", "mangle"})
 """Statements that neither match nor decide."""
-FAMILIES: Final = {"ip": "ipv4", "ip6": "ipv6"}
 
 
 def parse_nft(document: Json) -> list[Table]:
@@ -182,7 +181,7 @@ def _parse_rule(expressions: Sequence[Json]) -> Iterator[Rule]:
     matches: list[Match] = []
     for expression in expressions:
         match expression:
-            case {"match": {"op": str(op), "left": left, "right": right}}:
+            case {"match": {"op": ("==" | "!=" | "in") as op, "left": left, "right": right}}:
                 matches.extend(_parse_match(left, right, negated=op == "!="))
             case {"vmap": {"key": key, "data": {"set": list(pairs)}}}:
                 for pair in pairs:
@@ -214,8 +213,7 @@ def _parse_match(left: Json, right: Json, *, negated: bool = False) -> Iterator[
             yield Match(Key(f"{key}name"), values, negated)
         case {"meta": {"key": str(key)}} | {"ct": {"key": str(key)}} if key in KEYS:
             yield Match(Key(key), values, negated)
-        case {"payload": {"protocol": ("ip" | "ip6") as family, "field": ("saddr" | "daddr") as name}}:
-            yield Match(Key.FAMILY, (FAMILIES[family],))
+        case {"payload": {"protocol": ("ip" | "ip6"), "field": ("saddr" | "daddr") as name}}:
             yield Match(Key(name), values, negated)
         case {"payload": {"protocol": str(protocol), "field": str(name)}}:
             # A look into a header is also the condition that the packet has one.

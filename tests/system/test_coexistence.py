@@ -271,9 +271,10 @@ async def test_beside_docker_and_ufw_the_lasting_fix_is_enough(world: World, tmp
     assert fix == f"ufw route prepend allow from {DEFAULT.pool}"
 
 
-async def test_beside_firewalld(dual: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+async def test_beside_firewalld(dual: World, tmp_path: Path, backend: str) -> None:
     dual.net.host.nft(WATCH)
-    firewalld = await start_firewalld(dual.net, tmp_path)
+    firewalld = await start_firewalld(dual.net, tmp_path, backend)
     fix = await check_fix(dual, tmp_path, firewalld, "firewalld", FAR_ADDRESS, FAR_ADDRESS6)
     assert fix == (
         f"firewall-cmd --permanent --zone=trusted --add-source={DUAL.pool};"
@@ -283,10 +284,14 @@ async def test_beside_firewalld(dual: World, tmp_path: Path) -> None:
     check_alive(dual, tmp_path, FAR_ADDRESS, FAR_ADDRESS6)
 
 
-async def start_firewalld(net: HostNetwork, tmp_path: Path) -> Neighbour:
+async def start_firewalld(net: HostNetwork, tmp_path: Path, backend: str) -> Neighbour:
     """On a bus of its own; both end with the host."""
     (tmp_path / "log").mkdir()
     directories = {**copy_directories(tmp_path, "/etc/firewalld"), "/var/log": tmp_path / "log"}
+    configuration = directories["/etc/firewalld"] / "firewalld.conf"
+    configuration.write_text(
+        re.sub(r"(?m)^FirewallBackend=.*$", f"FirewallBackend={backend}", configuration.read_text())
+    )
     firewalld = Neighbour(net, directories, {"DBUS_SYSTEM_BUS_ADDRESS": BUS})
     (tmp_path / "bus.conf").write_text(BUS_CONFIGURATION)
     with (tmp_path / "output").open("wb") as output:

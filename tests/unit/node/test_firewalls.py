@@ -138,7 +138,12 @@ def test_firewalld_rejects_by_its_last_rule_and_is_told_of_the_pool_it_does_not_
 
 def test_several_firewalls_are_mended_in_one_line_each_command_once() -> None:
     docker, other = Blocker("docker", "a", ("one", "two"), "again"), Blocker("ufw", "b", ("two", "three"))
-    assert render_fix([docker, other, docker]) == "one; two; three  # again"
+    assert render_fix([docker, other]) == "one; two; three  # again"
+    old = "-P FORWARD ACCEPT\n-N FORWARD_ZONES\n-A FORWARD -j FORWARD_ZONES\n-A FORWARD -j REJECT\n"
+    add = "firewall-cmd --permanent --zone=trusted --add-source="
+    assert find_fix(filter_table(old), filter_table(old, "ip6"), policy=DUAL) == (
+        f"{add}10.77.0.0/16; {add}fd77:c0d1:5::/64; firewall-cmd --reload"
+    )
 
 
 def test_uplinks_are_the_links_of_the_default_routes(tmp_path: Path) -> None:

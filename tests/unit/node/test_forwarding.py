@@ -136,6 +136,7 @@ def test_nfts_rules_let_a_packet_through(rule: list[Any]) -> None:
         [payload("ip6", "saddr", {"prefix": {"addr": "fd77::", "len": 64}}), ACCEPT],
         [payload("ip6", "saddr", {"prefix": {"addr": "fd77::", "len": 64}}, "!="), ACCEPT],
         [payload("udp", "dport", 443), ACCEPT],
+        [payload("tcp", "dport", 443, ">"), ACCEPT],
         [payload("icmp", "type", "echo-request"), ACCEPT],
         [payload("th", "dport", True), ACCEPT],
         [{"limit": {"rate": 3, "per": "second"}}, ACCEPT],
