@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 from codius_netpolicy.nft import Nft
 from codius_netpolicy.policy import PolicyError
@@ -13,6 +15,9 @@ from codius_node.doctor.findings import Finding, bad, ok, skip
 from codius_node.doctor.machine import Machine
 from codius_node.firewalls import Blocker, find_blockers, render_fix
 from codius_node.policy import build_policy
+
+SWITCHES: Final = (Path("sys/net/ipv4/ip_forward"), Path("sys/net/ipv6/conf/all/forwarding"))
+"""Below /proc; the second one matters when pods have IPv6."""
 
 
 def check_nftables(machine: Machine) -> Finding:
@@ -26,16 +31,25 @@ def check_nftables(machine: Machine) -> Finding:
 
 
 def check_forwarding(machine: Machine) -> Finding:
-    switch = machine.proc / "sys/net/ipv4/ip_forward"
-    if switch.read_text().strip() == "1":
+    switches = SWITCHES if machine.settings.pod_network_6 is not None else SWITCHES[:1]
+    off = [switch for switch in switches if _read_switch(machine.proc / switch) != "1"]
+    if not off:
         return ok("forwarding", "on")
-    if machine.euid == 0 and not os.access(switch, os.W_OK):
-        return bad(
-            "forwarding",
-            "off, and /proc/sys is read-only here: pods could not reach the internet",
-            "sysctl -w net.ipv4.ip_forward=1, outside of this container",
-        )
+    for switch in off:
+        if not (machine.proc / switch).exists():
+            return bad("forwarding", "this kernel has no IPv6", "unset CODIUS_POD_NETWORK_6")
+        if machine.euid == 0 and not os.access(machine.proc / switch, os.W_OK):
+            name = switch.relative_to("sys").as_posix().replace("/", ".")
+            return bad(
+                "forwarding",
+                "off, and /proc/sys is read-only here: pods could not reach the internet",
+                f"sysctl -w {name}=1, outside of this container",
+            )
     return ok("forwarding", "off for now; the node turns it on when it starts")
+
+
+def _read_switch(path: Path) -> str | None:
+    return path.read_text().strip() if path.exists() else None
 
 
 def check_firewalls(machine: Machine) -> Finding:

@@ -67,6 +67,12 @@ def test_a_bad_setting_is_the_first_thing_to_mend() -> None:
     assert len(findings) == 2
 
 
+def test_settings_that_do_not_go_together_are_told_before_the_rest() -> None:
+    findings = doctor.examine({"CODIUS_POD_RESOLVERS": "2620:fe::fe"})
+    check(findings[0], Verdict.BAD, "CODIUS_POD_RESOLVERS", "CODIUS_POD_NETWORK_6")
+    assert len(findings) == 2
+
+
 def test_without_containers_the_engine_and_the_kernel_are_left_alone(tmp_path: Path) -> None:
     findings = doctor.examine(
         {"CODIUS_HYPER_NOOP": "true", "CODIUS_ROOT": str(tmp_path), "CODIUS_PORT": str(free_port())}
@@ -251,6 +257,18 @@ def test_forwarding_that_cannot_be_turned_on_is_told(tmp_path: Path, monkeypatch
     put(here.proc / "sys/net/ipv4/ip_forward", "0\n")
     monkeypatch.setattr(os, "access", lambda *_: False)
     check(kernel.check_forwarding(here), Verdict.BAD, "read-only", "sysctl -w net.ipv4.ip_forward=1")
+
+
+def test_pods_with_ipv6_need_its_forwarding_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine(tmp_path, pod_network_6="fd77:c0d1:5::/64")
+    put(here.proc / "sys/net/ipv4/ip_forward", "1\n")
+    check(kernel.check_forwarding(here), Verdict.BAD, "no IPv6", "CODIUS_POD_NETWORK_6")
+    put(here.proc / "sys/net/ipv6/conf/all/forwarding", "0\n")
+    check(kernel.check_forwarding(here), Verdict.OK, "the node turns it on")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    check(kernel.check_forwarding(here), Verdict.BAD, "read-only", "sysctl -w net.ipv6.conf.all.forwarding=1")
+    put(here.proc / "sys/net/ipv6/conf/all/forwarding", "1\n")
+    check(kernel.check_forwarding(here), Verdict.OK, "on")
 
 
 def test_another_firewall_that_drops_is_told_with_its_fix_in_one_line() -> None:
