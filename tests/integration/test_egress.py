@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -109,10 +110,21 @@ async def test_rules_that_can_be_neither_kept_nor_taken_back_are_told_as_such(
     assert rules.policy.egress == Egress.from_document(LISTED)
 
 
-async def test_changes_at_once_end_with_the_same_rules_in_kernel_and_store(world: World) -> None:
+async def test_changes_at_once_end_with_the_same_rules_in_kernel_and_store(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, turns = world.store.set_setting, iter(range(20, 0, -1))
+
+    async def save_slowly(key: str, value: Json, now: datetime) -> None:
+        for _turn in range(next(turns)):  # whoever comes first takes longest
+            await asyncio.sleep(0)
+        await save(key, value, now)
+
+    monkeypatch.setattr(world.store, "set_setting", save_slowly)
     rules = rules_of(world)
     documents: list[dict[str, Json]] = [{"deniedPorts": [f"tcp/{port}"]} for port in range(1, 9)]
     await asyncio.gather(*map(rules.change, documents), rules.reset(), *map(rules.change, documents))
+    assert rules.origin is Origin.RUN_TIME
     assert await find_egress(world.store, POLICY) == rules.policy.egress
 
 
