@@ -10,7 +10,6 @@ from codius_netpolicy.traffic import Reason
 from codius_node.config import MEGABIT
 from codius_node.policy import Origin, PolicyReport, Repairs
 
-
 REFUSALS: Final[Mapping[Reason, str]] = {
     Reason.SPOOFED: "from an address that is not the pod's",
     Reason.IPV6: "of IPv6",

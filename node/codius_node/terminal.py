@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.status import Status  # imported where a terminal is there to show it
 
 COLOUR: Final = re.compile(r"\x1b\[[0-9;]{0,16}m")
+SIZE_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -66,13 +67,10 @@ def render_length(seconds: int) -> str:
 
 def render_size(count: int) -> str:
     """Bytes for people, in powers of a thousand as network people count: three digits at most."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 999.5:
-            break
-        size /= 1000
-    else:
-        unit = "PB"
+    size, units = float(count), iter(SIZE_UNITS)
+    unit = next(units)
+    while size >= 999.5 and unit != SIZE_UNITS[-1]:
+        size, unit = size / 1000, next(units)
     return f"{size:.1f} {unit}" if unit != "B" and size < 99.95 else f"{size:.0f} {unit}"
 
 
