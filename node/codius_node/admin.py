@@ -76,7 +76,7 @@ def build_app(
     guard = _Guard(frozenset({0, os.geteuid()}) if allowed_uids is None else allowed_uids)
     admin = _Admin(engine, clock)
     network = _NetworkAdmin(engine, rules, watch)
-    app = web.Application(middlewares=[answers.answer_errors, guard.check])
+    app = web.Application(middlewares=[answers.answer_operators_errors, guard.check])
     app.on_response_prepare.append(answers.set_headers)
     answers.add_routes(
         app,

@@ -59,10 +59,12 @@ def build_error(status: int, message: str, hint: str | None = None) -> dict[str,
     return document
 
 
-def describe(error: Exception) -> dict[str, Json]:
+def describe(error: Exception, *, to_operator: bool = False) -> dict[str, Json]:
     """The error document for anything raised; what nobody foresaw is logged here and told to nobody."""
     match error:
-        case EngineError() | NetworkError() | StoreError() if error.status == OUT_OF_ORDER:
+        case EngineError() | NetworkError() | StoreError() if (
+            error.status == OUT_OF_ORDER and not to_operator
+        ):
             # paths and commands are for the operator, who finds them in the log
             logger.error("answered 503: %s. %s", error, error.hint or "")
             return build_error(error.status, OUT_OF_ORDER_MESSAGE, OUT_OF_ORDER_HINT)
@@ -81,14 +83,24 @@ def describe(error: Exception) -> dict[str, Json]:
             return build_error(500, INTERNAL_MESSAGE, INTERNAL_HINT)
 
 
-def render_error(error: Exception) -> web.Response:
-    document = describe(error)
+def render_error(error: Exception, *, to_operator: bool = False) -> web.Response:
+    document = describe(error, to_operator=to_operator)
     return render_json(document, status=int(str(document["statusCode"])))
 
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The one place where errors become answers."""
+    """The one place where errors become answers to strangers."""
+    return await _answer(request, handler, to_operator=False)
+
+
+@web.middleware
+async def answer_operators_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The same for the operator, who is told what is the matter with the host."""
+    return await _answer(request, handler, to_operator=True)
+
+
+async def _answer(request: web.Request, handler: Handler, *, to_operator: bool) -> web.StreamResponse:
     try:
         return await handler(request)
     except ConnectionError:
@@ -96,7 +108,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except Exception as error:
         if request.writer.output_size > 0:
             raise  # an answer is under way: only closing the connection can tell that it is broken
-        return render_error(error)
+        return render_error(error, to_operator=to_operator)
 
 
 async def set_headers(request: web.Request, response: web.StreamResponse) -> None:

@@ -57,7 +57,6 @@ class Node:
     store: Store
     feed: Feed
     reconciler: Reconciler
-    watch: NetworkWatch
 
 
 @asynccontextmanager
@@ -118,7 +117,7 @@ async def open_node(
             await _listen_tcp(operators, settings.admin_port, stack)
         loop = asyncio.create_task(reconciler.run(), name="reconciler")
         stack.push_async_callback(_cancel, loop)
-        yield Node(settings, engine, store, feed, reconciler, watch)
+        yield Node(settings, engine, store, feed, reconciler)
 
 
 async def _build_policy(settings: Settings) -> Policy:

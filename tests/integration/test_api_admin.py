@@ -27,7 +27,7 @@ from codius_netpolicy.probes import Result, Verdict
 from codius_netpolicy.traffic import Reason, Traffic, Volume
 from codius_node import admin, answers, manifest
 from codius_node.egress import RulesError
-from codius_node.errors import RequestError
+from codius_node.errors import CodiusError, EngineError, NetworkError, RequestError, StoreError
 from codius_node.model import ManifestHash, PodState, PrivateVariable
 from codius_node.policy import Repair, Repairs
 from tests.integration.engine_double import NOON, EngineDouble, RulesDouble, WatchDouble
@@ -306,6 +306,19 @@ async def test_a_pod_is_probed_and_the_answer_says_what_was_expected_and_found(o
         "ok": False,
     }
     assert answer["probes"][0]["ok"] is True
+
+
+@pytest.mark.parametrize("error", [EngineError, NetworkError, StoreError])
+async def test_the_operator_is_told_what_is_the_matter_with_the_host(
+    opened: Admin, error: type[CodiusError]
+) -> None:
+    opened.engine.error = error("/run/podman.sock does not answer", hint="Start it.")
+    status, answer = await ask(opened, "POST", f"/pods/{opened.hash}/probe")
+    assert (status, answer["message"], answer["hint"]) == (
+        503,
+        "/run/podman.sock does not answer",
+        "Start it.",
+    )
 
 
 async def test_an_unknown_pod_cannot_be_probed(opened: Admin) -> None:
