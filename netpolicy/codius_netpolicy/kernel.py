@@ -37,6 +37,8 @@ NEIGHBOUR_PERMANENT: Final = 0x80
 NO_DUPLICATE_DETECTION: Final = 0x02
 """IFA_F_NODAD: an address is used at once; nobody else is on a pod's link."""
 LINK_UP: Final = 0x1
+ROOT_QDISC: Final = 0xFFFFFFFF
+"""TC_H_ROOT of linux/pkt_sched.h."""
 SHAPER_LATENCY: Final = 0.05
 """Seconds a packet may wait in a link's token bucket before it is dropped: what a home router holds."""
 SHAPER_BURST: Final = 128 * 1024
@@ -184,8 +186,8 @@ class Kernel:
         """What leaves by the link goes at `rate` bits per second, no faster; 0 takes the brake off."""
         with self._refusals(f"shape the link to {rate} bit/s"):
             if not rate:
-                with self._absence():
-                    self._netlink.tc("del", index=index, root=True)
+                with self._absence(errno.EINVAL):  # so it says of the qdisc a link is born with
+                    self._netlink.tc("del", index=index, parent=ROOT_QDISC)
                 return
             burst = max(SHAPER_BURST, int(rate / 8 * SHAPER_BURST_SECONDS))
             limit = burst + int(rate / 8 * SHAPER_LATENCY)
@@ -325,12 +327,12 @@ class Kernel:
         )
 
     @contextmanager
-    def _absence(self) -> Iterator[None]:
-        """What is to be removed may be gone already."""
+    def _absence(self, *codes: int) -> Iterator[None]:
+        """What is to be removed may be gone already; `codes` are further ways to say so."""
         try:
             yield
         except self._errors as error:
-            if _code(error) not in (errno.ENODEV, errno.ESRCH, errno.ENOENT):
+            if _code(error) not in (errno.ENODEV, errno.ESRCH, errno.ENOENT, *codes):
                 raise
 
     @contextmanager

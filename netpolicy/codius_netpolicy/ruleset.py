@@ -285,6 +285,9 @@ def _render_hosted(policy: Policy) -> Iterator[str]:
 
 def _render_limits(policy: Policy) -> Iterator[str]:
     limits = policy.limits
+    if limits.connections or limits.new_connections:
+        # A flow that nobody answers stays `new`; it is begun only once, and counts as such.
+        yield "ct status confirmed accept"
     for v in _versions(policy):
         if limits.connections:
             over = f"{v.keyword} saddr ct count over {limits.connections}"
