@@ -133,7 +133,7 @@ def _reaching(admin_socket: Path) -> Iterator[None]:
             raise HostError(f"{admin_socket} does not answer", hint="Look at the node's log.") from error
         raise HostError(
             f"no node is running on this machine: nobody answers at {admin_socket}",
-            hint="Start one with `codiusd run`, or ask a host about one pod: `codiusd pods HASH --host URL`.",
+            hint="Start one with `codiusd run`. About a pod, any host can be asked: `codiusd pods HASH`.",
         ) from error
     except aiohttp.ClientError as error:
         raise HostError(

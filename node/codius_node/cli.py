@@ -199,8 +199,9 @@ def _add_policy_actions(command: argparse.ArgumentParser) -> None:
         "set",
         "set rules of your own while the node runs",
         " They replace those of the settings until `codiusd policy reset`, also across restarts. A list that"
-        f" is not named stays as it is in force; `{NONE}` empties it. Flows that are no longer allowed are"
-        " cut, all others go on.",
+        f" is not named stays as it is in force; `{NONE}` empties it. The most specific range decides, and a"
+        " denied port wins over an allowed one; nothing opens pods to each other, or this host to them. Flows"
+        " that are no longer allowed are cut, all others go on.",
     )
     change.add_argument(
         "--mode",
