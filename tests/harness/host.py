@@ -137,13 +137,13 @@ class Host:
             self.stop_part(part, number)
 
     def codiusd(
-        self, *arguments: str, check: bool = True, inside: bool = False
+        self, *arguments: str, check: bool = True, inside: bool = False, **settings: str
     ) -> subprocess.CompletedProcess[str]:
         """A client's or operator's command, run where we are, as a person would; or `inside` the host."""
         enter = ("nsenter", f"--net={self.network.host.path}") if inside else ()
         done = subprocess.run(
             [*enter, *CODIUSD, *arguments],
-            env=self.environment(CODIUS_HOST_URI=self.origin, COLUMNS="120"),
+            env=self.environment(CODIUS_HOST_URI=self.origin, COLUMNS="120", **settings),
             capture_output=True,
             text=True,
             check=False,

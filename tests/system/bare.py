@@ -9,7 +9,9 @@ import os
 import select
 import socket
 import struct
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -220,3 +222,21 @@ def count_flows(net: HostNetwork, address: Address) -> int:
     """Flows the address has a part in, as the conntrack command sees them."""
     listing = net.exec("conntrack", "-L").stdout
     return sum(f"={address} " in line for line in listing.splitlines())
+
+
+@contextlib.contextmanager
+def answering(names: socket.socket) -> Iterator[None]:
+    """Sends each datagram back: to a probe an answer is an answer."""
+    end = names.getsockname()
+
+    def echo() -> None:
+        while (received := names.recvfrom(2048))[0] != b"end":
+            names.sendto(*received)
+
+    thread = threading.Thread(target=echo, name="answering")
+    thread.start()
+    try:
+        yield
+    finally:
+        names.sendto(b"end", end)
+        thread.join()

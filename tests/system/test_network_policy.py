@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -55,6 +54,7 @@ from tests.system.bare import (
     B,
     Outcome,
     World,
+    answering,
     count_flows,
     family_of,
 )
@@ -468,21 +468,3 @@ async def test_the_probes_tell_when_the_walls_are_down(make_world: Callable[...,
     assert not results[f"the pod {B}, by tcp"].ok
     assert not results[f"the host at {HOST_ADDRESS}"].ok
     await world.network.aclose()
-
-
-@contextlib.contextmanager
-def answering(names: socket.socket) -> Iterator[None]:
-    """Sends each datagram back: to a probe an answer is an answer."""
-    end = names.getsockname()
-
-    def echo() -> None:
-        while (received := names.recvfrom(2048))[0] != b"end":
-            names.sendto(*received)
-
-    thread = threading.Thread(target=echo, name="answering")
-    thread.start()
-    try:
-        yield
-    finally:
-        names.sendto(b"end", end)
-        thread.join()
