@@ -276,14 +276,17 @@ class Kernel:
         with self._refusals(f"build the wall of routing table {table}"):
             family = FAMILIES[version]
             found, wanted = self._wall_routes(table, family), _wall_routes(wall)
-            for network, kind in wanted.items():
+            # Exceptions come before what they are exceptions from, and go after it: what is let through
+            # both before and after is let through at every moment between.
+            for network, kind in sorted(wanted.items(), key=_kind, reverse=True):
                 if found.get(network) == kind:
                     continue
                 if network in found:
-                    self._netlink.route("del", **_wall_route(table, network, found[network]))
+                    self._netlink.route("del", **_wall_route(table, network, found.pop(network)))
                 self._netlink.route("add", **_wall_route(table, network, kind))
-            for network in found.keys() - wanted.keys():
-                self._netlink.route("del", **_wall_route(table, network, found[network]))
+            for network, kind in sorted(found.items(), key=_kind):
+                if network not in wanted:
+                    self._netlink.route("del", **_wall_route(table, network, kind))
             rules, wanted_rules = self._wall_rules(table, family), _wall_rules(table, wall)
             if wall is not None:
                 self._netlink.route("replace", **_unreachable(wall.pool))
@@ -413,6 +416,11 @@ def _wall_rules(table: int, wall: Wall | None) -> frozenset[WallRule]:
         for transport in Transport
     )
     return frozenset((WallRule(wall.pool, table, table), *past))
+
+
+def _kind(route: tuple[Network, int]) -> int:
+    """Prohibited ones sort before exceptions."""
+    return route[1]
 
 
 def _wall_route(table: int, network: Network, kind: int) -> dict[str, object]:

@@ -70,15 +70,26 @@ class Walls:
             kernel.set_wall(self.policy.routing_table, version, None)
 
     def change(self, policy: Policy) -> int:
-        """A policy with other rules of the operator's, in one transaction; how many flows had to be cut."""
+        """Other rules of the operator's, all of them or none; how many flows had to be cut."""
+        before = self.policy
         with Kernel() as kernel:
-            self._apply(ruleset.render_change(policy))
-            self.policy = policy
-            self._remember_table()
-            self._set_routing(kernel)
-        return sum(
-            cut_flows(pool.version, Forbidden(policy, pool.version).__contains__) for pool in policy.pools
-        )
+            try:
+                self._put(kernel, policy)
+                return sum(
+                    cut_flows(pool.version, Forbidden(policy, pool.version).__contains__)
+                    for pool in policy.pools
+                )
+            except BaseException:
+                if self.policy is not before:
+                    # Where this fails as well, the next look finds what is not as it should be.
+                    self._put(kernel, before)
+                raise
+
+    def _put(self, kernel: Kernel, policy: Policy) -> None:
+        self._apply(ruleset.render_change(policy))
+        self.policy, self._generation = policy, None
+        self._set_routing(kernel)
+        self._remember_table()
 
     # ---- pods
 
@@ -183,7 +194,7 @@ class Walls:
 
     def _read_traffic(self) -> Mapping[IPv4Address, Traffic]:
         """What the table has counted; nothing without one, for there is nothing to be read then."""
-        sets = {name: list(self._read_set(name)) for name in ruleset.counted_sets(self.policy)}
+        sets = {name: self._read_set(name) for name in ruleset.counted_sets(self.policy)}
         return collect_traffic(self.policy, sets)
 
     def _read_set(self, name: str) -> Iterable[Element]:

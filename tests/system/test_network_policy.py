@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import pytest
 
-from codius_netpolicy import ruleset
+from codius_netpolicy import ruleset, walls
 from codius_netpolicy.addressing import link_name
+from codius_netpolicy.kernel import Kernel
 from codius_netpolicy.network import PodNetwork
 from codius_netpolicy.policy import (
     Egress,
@@ -274,6 +275,27 @@ async def test_a_change_that_fails_leaves_the_old_rules(
         patch.setattr(ruleset, "render_change", lambda _: broken)
         with pytest.raises(PolicyError):
             await world.network.change(CHOSEN)
+    assert world.network.policy == DEFAULT
+    assert await world.network.check() == ()
+    assert await world.tcp(world.a, ELSEWHERE) is Outcome.REACHED
+
+
+@pytest.mark.parametrize("step", ["set_wall", "cut_flows"])
+async def test_a_change_that_fails_half_way_is_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    world.listen(world.net.internet)
+    owner = Kernel if step == "set_wall" else walls
+    original, failures = getattr(owner, step), iter([PolicyError("no more memory")])
+
+    def fail_once(*arguments: Any, **options: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, step, fail_once)
+    with pytest.raises(PolicyError, match="no more memory"):
+        await world.network.change(CHOSEN)
     assert world.network.policy == DEFAULT
     assert await world.network.check() == ()
     assert await world.tcp(world.a, ELSEWHERE) is Outcome.REACHED
