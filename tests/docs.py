@@ -8,6 +8,7 @@ from pathlib import Path
 
 from codius_node import config
 from tests.integration.test_golden import DIFFERENCES
+from tests.system.isolation import page
 
 ROOT = Path(__file__).parents[1]
 MARKERS = re.compile(r"(<!-- settings: .*? -->\n).*?(<!-- settings end -->)", re.DOTALL)
@@ -17,6 +18,8 @@ def generated() -> Iterator[tuple[Path, str]]:
     """Each generated file with the text it should have."""
     yield ROOT / ".env.example", config.render_env()
     yield ROOT / "docs" / "compatibility.md", render_differences()
+    # What was found stays as it is: only the system tests can find it.
+    yield page.PAGE, page.render(page.read(page.PAGE.read_text()))
     readme = ROOT / "README.md"
     yield readme, MARKERS.sub(lambda m: m[1] + config.render_table() + m[2], readme.read_text())
 

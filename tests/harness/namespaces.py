@@ -15,7 +15,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self, TypeVar
@@ -26,6 +26,9 @@ INTERNET_ADDRESS: Final = IPv4Address("192.0.2.1")
 """The internet's end of the host's uplink, and the host's gateway."""
 FAR_ADDRESS: Final = IPv4Address("198.51.100.10")
 """Somebody on the internet, one hop behind the gateway."""
+HOST_ADDRESS6: Final = IPv6Address("2001:db8:1::2")
+INTERNET_ADDRESS6: Final = IPv6Address("2001:db8:1::1")
+FAR_ADDRESS6: Final = IPv6Address("2001:db8:ffff::10")
 UPLINK: Final = "wan0"
 EXIT_DEADLINE: Final = 5.0
 """Seconds a spawned process has to end after SIGTERM."""
@@ -52,6 +55,15 @@ class Namespace:
         except BaseException:
             os.close(self.fd)
             raise
+
+    @classmethod
+    def of_process(cls, pid: int) -> Self:
+        """The one a process is in, such as a container's: as long as this is open, it stays."""
+        found = cls.__new__(cls)
+        found.label = f"netns of {pid}"
+        found.fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        found._processes = []
+        return found
 
     @property
     def path(self) -> Path:
@@ -140,7 +152,10 @@ class Namespace:
 
 
 class HostNetwork:
-    """A host with an uplink to an internet: `host` 192.0.2.2 -- 192.0.2.1 `internet` (198.51.100.10)."""
+    """A host with an uplink to an internet: `host` 192.0.2.2 -- 192.0.2.1 `internet` (198.51.100.10).
+
+    By IPv6, too: 2001:db8:1::2 -- 2001:db8:1::1 (2001:db8:ffff::10).
+    """
 
     def __init__(self) -> None:
         with ExitStack() as stack:
@@ -154,12 +169,16 @@ class HostNetwork:
             self.internet.ip(
                 f"addr add {INTERNET_ADDRESS}/24 dev {UPLINK}",
                 f"addr add {FAR_ADDRESS}/32 dev lo",
+                f"addr add {INTERNET_ADDRESS6}/64 dev {UPLINK} nodad",
+                f"addr add {FAR_ADDRESS6}/128 dev lo",
                 f"link set {UPLINK} up",
             )
             self.host.ip(
                 f"addr add {HOST_ADDRESS}/24 dev {UPLINK}",
+                f"addr add {HOST_ADDRESS6}/64 dev {UPLINK} nodad",
                 f"link set {UPLINK} up",
                 f"route add default via {INTERNET_ADDRESS}",
+                f"route add default via {INTERNET_ADDRESS6} dev {UPLINK}",
             )
             self._stack = stack.pop_all()
 
@@ -169,9 +188,9 @@ class HostNetwork:
         with Namespace(label) as pod:
             yield pod
 
-    def add_internet_addresses(self, *addresses: IPv4Address) -> None:
+    def add_internet_addresses(self, *addresses: IPv4Address | IPv6Address) -> None:
         """Makes the internet answer as these, too; the host reaches them by its default route."""
-        self.internet.ip(*(f"addr add {address}/32 dev lo" for address in addresses))
+        self.internet.ip(*(f"addr add {address}/{address.max_prefixlen} dev lo" for address in addresses))
 
     def exec(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a command on the host."""
