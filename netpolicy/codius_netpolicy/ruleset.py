@@ -206,7 +206,7 @@ def _render_body(policy: Policy, pods: Mapping[IPv4Address, Traffic]) -> str:
 
 def _render_sets(policy: Policy, pods: Mapping[IPv4Address, Traffic]) -> str:
     filled: dict[str, list[str]] = {}
-    for address in sorted(pods):
+    for address in sorted(pods, key=int):
         for name, element in _elements(policy, address, pods[address]):
             filled.setdefault(name, []).append(element)
     ports = [
