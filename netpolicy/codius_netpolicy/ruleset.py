@@ -40,7 +40,9 @@ V6: Final = IpVersion(6, "ip6", "ipv6_addr", "6")
 # spends an entry on it. `screen` judges where it wants to go, before it is routed: the second wall, which
 # is in the routing, counts nothing. `pod_to_host` judges what turned out to be for the host itself.
 # A link is in the group from its first moment, so one whose elements are missing can do nothing: closed by
-# default. Refusals name their reason by the packet's mark, so that one set counts each pod's by reason.
+# default. A flow is judged and limited when it begins; `confirmed` is one that was let through, also while
+# nobody answers it and it stays `new`. Refusals name their reason by the packet's mark, so that one set
+# counts each pod's by reason. Chains end with their base chain's policy: accept.
 _CHAINS: Final = Template("""\
   chain pre {
     type filter hook prerouting priority raw; policy accept;
@@ -65,21 +67,20 @@ $own  }
     iifgroup $group goto from_pod
   }
   chain from_pod {
-    ct state established,related accept
+    ct status confirmed accept
     ct state invalid meta mark set $invalid goto refuse
 $screened    meta l4proto != { tcp, udp, icmp, ipv6-icmp } meta mark set $protocol goto refuse
     meta l4proto . th dport @deny_out meta mark set $port goto refuse_aloud
     goto admit
   }
   chain admit {
-$limits    accept
-  }
+$limits  }
   chain input {
     type filter hook input priority filter; policy accept;
     iifgroup $group jump pod_to_host
   }
   chain pod_to_host {
-    ct state established,related accept
+    ct status confirmed accept
 $hosted    meta mark set $host goto refuse
   }
   chain forward {
@@ -262,9 +263,6 @@ def _render_own(policy: Policy) -> Iterator[str]:
 
 def _render_screened(policy: Policy) -> Iterator[str]:
     # What is for the host itself is left to `input`, which sees it after any redirection by others.
-    yield f"ip daddr {policy.gateway} accept"
-    if policy.pool6 is not None:
-        yield f"ip6 daddr {policy.gateway6} accept"
     yield "fib daddr type local accept"
     for v, pool in zip(_versions(policy), policy.pools, strict=True):
         yield f"{v.keyword} daddr {pool} meta mark set {Reason.POD.mark} goto refuse"
@@ -285,9 +283,6 @@ def _render_hosted(policy: Policy) -> Iterator[str]:
 
 def _render_limits(policy: Policy) -> Iterator[str]:
     limits = policy.limits
-    if limits.connections or limits.new_connections:
-        # A flow that nobody answers stays `new`; it is begun only once, and counts as such.
-        yield "ct status confirmed accept"
     for v in _versions(policy):
         if limits.connections:
             over = f"{v.keyword} saddr ct count over {limits.connections}"

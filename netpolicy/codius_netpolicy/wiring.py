@@ -112,8 +112,8 @@ class Wiring:
             peer_netns_fd=netns_fd,
         )
         own6 = self._address6(address)
-        versioned = WITHOUT_IPV6 if own6 is None else {**WITH_IPV6, "ipv6/conf/{link}/forwarding": "1"}
-        namespace.write_sysctls(_of_link(link, {**HOST_SIDE_SYSCTLS, **versioned}))
+        # IPv6 is on at the host's end in any case: what a pod sends all the same, the rules refuse and count.
+        namespace.write_sysctls(_of_link(link, {**HOST_SIDE_SYSCTLS, **WITH_IPV6}))
         kernel.add_address(index, policy.gateway)
         kernel.shape(index, limits.receive_rate)
         kernel.set_up(index)
