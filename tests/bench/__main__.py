@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codius_node.podman_service import choose_runtime
-from tests.bench import memory, network, upload
+from tests.bench import memory, network, packets, policy, reload, upload
 from tests.harness.namespaces import missing_privilege
 from tests.harness.podman_service import find_missing
 
@@ -49,6 +49,9 @@ class Row:
 class Results:
     upload: upload.Measurement
     network: Sequence[network.Measurement]
+    policy: policy.Measurement
+    reload: reload.Measurement
+    packets: packets.Measurement
     memory: memory.Measurement
 
     @property
@@ -92,6 +95,9 @@ def rows(results: Results) -> list[Row]:
             results.growth <= MAX_GROWTH,
         ),
         Row(f"the same, from {pods[0].pods} to {pods[-1].pods} pods: growth", f"{results.growth:.2f}"),
+        *_policy_rows(results.policy),
+        *_reload_rows(results.reload),
+        *_packet_rows(results.packets),
         Row(
             "the whole host at rest: RSS of its processes together",
             f"{results.memory.rss:.0f} MiB",
@@ -101,6 +107,72 @@ def rows(results: Results) -> list[Row]:
         Row("the same, shared pages counted once: PSS", f"{results.memory.pss:.0f} MiB"),
         Row("podman's own service beside it: RSS", f"{results.memory.podman.rss:.0f} MiB"),
     ]
+
+
+def _policy_rows(measured: policy.Measurement) -> Iterable[Row]:
+    admissions, lag, watching = measured.admissions, measured.lag, measured.watching
+    sizes = _join(str(a.pods) for a in admissions)
+    flat = f"flat: growth at most {policy.TARGET_GROWTH}"
+    for what, times, growth in (
+        ("adding a pod's rules", [a.admit for a in admissions], measured.admit_growth),
+        ("removing them, counters read", [a.evict for a in admissions], measured.evict_growth),
+    ):
+        yield Row(
+            f"{what}, in a table of {sizes} pods: median, growth",
+            f"{_join(f'{time:.2f}' for time in times)} ms, {growth:.2f}",
+            flat,
+            growth <= policy.TARGET_GROWTH,
+        )
+    most = admissions[-1].pods
+    for what, worst in (
+        (f"while the table of {most} pods is made anew {policy.RELOADS} times", lag.reload),
+        (f"while all counters of {most} pods are read {policy.RELOADS} times", lag.traffic),
+        (f"while the walls are checked {policy.CHECKS} times", lag.check),
+    ):
+        yield Row(
+            f"the event loop's worst lag {what}",
+            f"{worst:.1f} ms",
+            f"under {policy.TARGET_LAG:.0f} ms",
+            worst < policy.TARGET_LAG,
+        )
+    yield Row("the same while nothing runs", f"{lag.idle:.1f} ms")
+    yield Row(
+        "watching the walls each second: share of one core; while somebody else's tables change each second",
+        f"{watching.quiet / 10:.2f} %; {watching.busy / 10:.2f} %",
+    )
+
+
+def _reload_rows(measured: reload.Measurement) -> Iterable[Row]:
+    busy, quiet = measured.busy, measured.quiet
+    yield Row(
+        f"packets lost in {2 * reload.RELOADS} reloads with {reload.PODS} pods, of those sent meanwhile",
+        f"{busy.lost} of {busy.sent}, at {busy.rate:.0f} a second",
+        f"0 under {reload.RATE} a second",
+        busy.lost == 0 and busy.rate >= reload.LEAST_RATE,
+    )
+    yield Row("the same flows without a reload", f"{quiet.lost} of {quiet.sent}")
+    for what, times in (("the whole table", measured.repairs), ("rules in place", measured.changes)):
+        yield Row(
+            f"a reload of {what} with {reload.PODS} pods, under these packets: median (worst)",
+            f"{median(times):.0f} ms ({max(times):.0f} ms)",
+            f"under {reload.TARGET_MS:.0f} ms",
+            median(times) < reload.TARGET_MS,
+        )
+
+
+def _packet_rows(measured: packets.Measurement) -> Iterable[Row]:
+    few, many = packets.SIZES
+    for what, ratio, over in (
+        ("of an established flow", measured.established_ratio, measured.established_over_bare),
+        ("that begins a flow", measured.new_ratio, measured.new_over_bare),
+    ):
+        yield Row(
+            f"CPU time of a 64-byte packet {what}, {many} pods against {few}",
+            f"{ratio:.2f}",
+            f"at most {packets.TARGET_RATIO}",
+            ratio <= packets.TARGET_RATIO,
+        )
+        yield Row("the same, our rules against none at all", f"{over:.2f}")
 
 
 def _join(parts: Iterable[str]) -> str:
@@ -126,7 +198,14 @@ async def measure() -> Results:
     # the most delicate first: nothing else has warmed or tired the machine
     uploads = await upload.measure()
     resting = await memory.measure()
-    return Results(uploads, await network.measure(), resting)
+    return Results(
+        upload=uploads,
+        network=await network.measure(),
+        policy=await policy.measure(),
+        reload=await reload.measure(),
+        packets=await packets.measure(),
+        memory=resting,
+    )
 
 
 def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
@@ -134,6 +213,9 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
         "machine": machine,
         "upload": upload.as_document(results.upload),
         "network": network.as_document(results.network),
+        "policy": policy.as_document(results.policy),
+        "reload": reload.as_document(results.reload),
+        "packets": packets.as_document(results.packets),
         "memory": memory.as_document(results.memory),
         "missed": [row.what for row in rows(results) if row.good is False],
     }
@@ -142,7 +224,7 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
 ABOUT: Final = """\
 # Benchmarks
 
-Written by `make bench`, which takes about two minutes and needs root. It measures in network
+Written by `make bench`, which takes about three minutes and needs root. It measures in network
 namespaces of its own, with a podman of its own. Run it on a quiet machine, and read ratios before
 times: they are of rounds taken in turn, so that both sides meet the machine in the same mood.
 """
@@ -173,6 +255,26 @@ restart of the node that adopts all of them. Alone: `python -m tests.bench.netwo
 | pods | attach ms | detach ms | start ms |
 |---|---|---|---|
 """
+ABOUT_POLICY: Final = """
+## The pods' rules
+
+A table of each size in a host of its own, and one pod admitted to and evicted from each in turn. Beside
+it runs an event loop like the node's, with a task that wants its turn every millisecond: its lag is how
+much later than that it came at worst. Alone: `python -m tests.bench.policy`.
+
+While rules are reloaded a pod sends numbered packets of 64 bytes to the internet, half of them of a flow
+that was answered, half of one that never is, so that all rules judge each of them; the far end looks for
+every number. Losses of the measurement itself show: the sender hears of packets its own queue drops, and
+a receiver whose buffer overflows ends the run. Alone: `python -m tests.bench.reload`.
+
+A packet's CPU time is that of the thread that sends it: over veth the kernel takes it through the host's
+rules to the far end, where it is counted and dropped, within the sending thread's own system call, which
+is included. One pod sends; the three hosts take turns, and a ratio is the median of the rounds' own.
+Every limit of flows is on, the brakes on bandwidth are off. Alone: `python -m tests.bench.packets`.
+
+| CPU ns a packet, median | established flow | new flow |
+|---|---|---|
+"""
 ABOUT_MEMORY: Final = """
 ## Memory at rest
 
@@ -201,6 +303,15 @@ def render(results: Results, machine: dict[str, str]) -> str:
             *(f"| {name} | {time:.1f} |\n" for name, time in results.upload.phases.items()),
             ABOUT_NETWORK,
             *(f"| {m.pods} | {m.attach:.1f} | {m.detach:.1f} | {m.restart:.1f} |\n" for m in results.network),
+            ABOUT_POLICY,
+            *(
+                f"| {name} | {median(cost.established):.0f} | {median(cost.new):.0f} |\n"
+                for name, cost in (
+                    (f"{packets.SIZES[0]} pod", results.packets.few),
+                    (f"{packets.SIZES[1]} pods", results.packets.many),
+                    ("no table: routing alone, nothing tracked", results.packets.bare),
+                )
+            ),
             ABOUT_MEMORY,
             *(f"| {p.name} | {p.rss:.1f} | {p.pss:.1f} |\n" for p in resting.processes),
             f"| **together** | {resting.rss:.1f} | {resting.pss:.1f} |\n",
@@ -234,7 +345,7 @@ def main() -> int:
         console.print(
             f"[yellow]The machine is busy (load {load:.1f}): only the ratios mean something.[/yellow]"
         )
-    with console.status("measuring; about two minutes"):
+    with console.status("measuring; about three minutes"):
         results = asyncio.run(measure())
     machine = describe_machine(load)
     DOCUMENT.write_text(render(results, machine))

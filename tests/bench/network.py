@@ -18,6 +18,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from codius_netpolicy.network import PodNetwork
+from codius_netpolicy.traffic import NO_TRAFFIC
 from tests.harness.namespaces import HostNetwork, Namespace, missing_privilege
 
 SIZES: Final = (1, 100, 500)
@@ -43,7 +44,7 @@ async def measure(sizes: Sequence[int] = SIZES, rounds: int = ROUNDS) -> list[Me
         net = stack.enter_context(HostNetwork())
         network = PodNetwork(netns=net.host.path)
         pool = network.policy.pool
-        await network.start([])
+        await network.start({})
         measurements = []
         attached = 0
         for size in sizes:
@@ -68,7 +69,7 @@ async def _measure_at(network: PodNetwork, net: HostNetwork, pods: int, rounds: 
             await network.detach(address)
             detach.append(time.perf_counter() - began)
     began = time.perf_counter()
-    adopted = await network.start([pool[FIRST_POD + number] for number in range(pods)])
+    adopted = await network.start({pool[FIRST_POD + number]: NO_TRAFFIC for number in range(pods)})
     restart = time.perf_counter() - began
     if len(adopted) != pods:
         raise RuntimeError(f"{len(adopted)} of {pods} pods were adopted")

@@ -1,0 +1,227 @@
+"""What the rules of 1, 1000 and 5000 pods cost the host and its event loop: `python -m tests.bench.policy`.
+
+The kernel has the rules of that many pods and no links: `tests.bench.network` measures those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from statistics import median
+from typing import Final
+
+from codius_netpolicy.kernel import Kernel
+from codius_netpolicy.network import PodNetwork
+from codius_netpolicy.policy import Policy
+from codius_netpolicy.traffic import Reason, Traffic, Volume
+from codius_netpolicy.walls import Walls
+from tests.harness.namespaces import HostNetwork, Namespace, missing_privilege
+
+SIZES: Final = (1, 1_000, 5_000)
+"""Pods in the table."""
+ROUNDS: Final = 101
+"""Pods admitted and evicted at each size, in turn."""
+TARGET_GROWTH: Final = 2.0
+"""Of the time to admit or evict a pod, from the fewest pods to the most: a list would grow 5000-fold."""
+RELOADS: Final = 7
+"""Of the whole table, while the event loop's lag is taken."""
+TICK_SECONDS: Final = 0.001
+TARGET_LAG: Final = 20.0
+"""Milliseconds the event loop may be kept from its work: an API call or a visit waits no longer."""
+CHECKS: Final = 100
+"""Of the walls; a node makes one a second."""
+FIRST_POD: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Medians, in milliseconds."""
+
+    pods: int
+    admit: float
+    evict: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How late the event loop was at worst, in milliseconds, while a call ran in the network's worker."""
+
+    idle: float
+    """While nothing ran: what the machine itself adds."""
+    reload: float
+    traffic: float
+    check: float
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """CPU milliseconds of one check."""
+
+    quiet: float
+    """While nobody touches any table."""
+    busy: float
+    """After somebody changed a table of their own, so that all rules have to be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    admissions: Sequence[Admission]
+    lag: Lag
+    watching: Watching
+
+    @property
+    def admit_growth(self) -> float:
+        return self.admissions[-1].admit / self.admissions[0].admit
+
+    @property
+    def evict_growth(self) -> float:
+        return self.admissions[-1].evict / self.admissions[0].evict
+
+
+def know_pods(policy: Policy, number: int) -> dict[IPv4Address, Traffic]:
+    """So many pods, each of which sent, received, and was refused something."""
+    return {
+        policy.pool[FIRST_POD + index]: Traffic(
+            Volume(1_000_000 + index, 10_000), Volume(9_000_000 + index, 10_000), {Reason.RANGE: 1 + index}
+        )
+        for index in range(number)
+    }
+
+
+async def measure(sizes: Sequence[int] = SIZES) -> Measurement:
+    admissions = await asyncio.to_thread(_measure_admissions, sizes)
+    with HostNetwork() as net:
+        network = PodNetwork(netns=net.host.path)
+        await network.start(know_pods(network.policy, sizes[-1]))
+        lag = await _measure_lag(network)
+        watching = await _measure_watching(network, net.host)
+        await network.stop()
+        await network.aclose()
+    return Measurement(admissions, lag, watching)
+
+
+def _measure_admissions(sizes: Sequence[int]) -> list[Admission]:
+    """Through one kept door to nftables each; a table of each size, and one pod in each in turn."""
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(HostNetwork()).host for _ in sizes]
+        walls = [_raise_walls(host, size) for host, size in zip(hosts, sizes, strict=True)]
+        for each in walls:
+            stack.callback(each.close)
+        admit: list[list[float]] = [[] for _ in sizes]
+        evict: list[list[float]] = [[] for _ in sizes]
+        for number in range(ROUNDS):
+            for index, size in enumerate(sizes):
+                address = walls[index].policy.pool[FIRST_POD + size + number]
+                began = time.perf_counter()
+                walls[index].admit(address, Traffic())
+                admitted = time.perf_counter()
+                walls[index].evict(address)
+                evict[index].append(time.perf_counter() - admitted)
+                admit[index].append(admitted - began)
+        return [
+            Admission(size, 1000 * median(admit[index]), 1000 * median(evict[index]))
+            for index, size in enumerate(sizes)
+        ]
+
+
+def _raise_walls(host: Namespace, pods: int) -> Walls:
+    def inside() -> Walls:
+        walls = Walls(Policy())
+        with Kernel() as kernel:
+            walls.raise_both(kernel, know_pods(walls.policy, pods))
+        return walls
+
+    return host.call(inside)
+
+
+async def _measure_lag(network: PodNetwork) -> Lag:
+    async def idle() -> None:
+        await asyncio.sleep(1)
+
+    return Lag(
+        idle=await _worst_lag(idle, 1),
+        reload=await _worst_lag(network.repair, RELOADS),
+        traffic=await _worst_lag(network.traffic, RELOADS),
+        check=await _worst_lag(network.check, CHECKS),
+    )
+
+
+async def _worst_lag(call: Callable[[], Awaitable[object]], times: int) -> float:
+    """Milliseconds; a task on the same loop wants to run every millisecond, and notes how late it was."""
+    worst = 0.0
+
+    async def tick() -> None:
+        nonlocal worst
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(TICK_SECONDS)
+            worst = max(worst, time.perf_counter() - began - TICK_SECONDS)
+
+    task = asyncio.create_task(tick(), name="tick")
+    for _ in range(times):
+        await call()
+    task.cancel()
+    return 1000 * worst
+
+
+async def _measure_watching(network: PodNetwork, host: Namespace) -> Watching:
+    quiet, busy = [], []
+    for _ in range(CHECKS):
+        quiet.append(await _time_check(network))
+    for number in range(CHECKS // 10):
+        await asyncio.to_thread(host.nft, f"add table ip foreign{number}")
+        busy.append(await _time_check(network))
+    return Watching(1000 * median(quiet), 1000 * median(busy))
+
+
+async def _time_check(network: PodNetwork) -> float:
+    began = time.process_time()
+    problems = await network.check()
+    spent = time.process_time() - began
+    if problems:
+        raise RuntimeError(f"the walls do not stand: {', '.join(problems)}")
+    return spent
+
+
+def as_document(measurement: Measurement) -> dict[str, object]:
+    """For `make bench`."""
+    lag, watching = measurement.lag, measurement.watching
+    return {
+        "unit": "ms",
+        "rounds": ROUNDS,
+        "pods": [
+            {"pods": a.pods, "admit": round(a.admit, 3), "evict": round(a.evict, 3)}
+            for a in measurement.admissions
+        ],
+        "admit_growth": round(measurement.admit_growth, 2),
+        "evict_growth": round(measurement.evict_growth, 2),
+        "target_growth": TARGET_GROWTH,
+        "worst_lag": {
+            "idle": round(lag.idle, 1),
+            "reload": round(lag.reload, 1),
+            "traffic": round(lag.traffic, 1),
+            "check": round(lag.check, 1),
+        },
+        "target_lag": TARGET_LAG,
+        "check_cpu": {"quiet": round(watching.quiet, 2), "busy": round(watching.busy, 2)},
+    }
+
+
+def main() -> int:
+    argparse.ArgumentParser(prog="python -m tests.bench.policy", description=__doc__).parse_args()
+    if reason := missing_privilege():
+        print(reason, file=sys.stderr)
+        return 1
+    print(json.dumps(as_document(asyncio.run(measure())), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
