@@ -161,11 +161,12 @@ def build_report(
     policy: Policy, origin: Origin, *, refused: Mapping[Reason, int], repairs: Repairs
 ) -> PolicyReport:
     """What there is to tell of this policy."""
+    versions = {pool.version for pool in policy.pools}
     return PolicyReport(
         egress=policy.egress,
         origin=origin,
         built_in=BuiltIn(
-            denied_ranges=tuple(map(str, policy.denied_ranges)),
+            denied_ranges=tuple(str(r) for r in policy.denied_ranges if r.version in versions),
             denied_ports=tuple(map(str, policy.denied_ports)),
             denied_in_udp=tuple(map(str, policy.denied_in_udp)),
             services=tuple(f"{s.address} {s.transport}/{s.port}" for s in policy.services),

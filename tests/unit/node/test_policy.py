@@ -144,3 +144,9 @@ def test_a_report_comes_back_from_its_document(
     document = json.loads(json.dumps(report.as_document()))
     assert PolicyReport.from_document(document) == report
     assert report.built_in.denied_ranges == tuple(map(str, DEFAULT_DENIED_RANGES))
+
+
+def test_where_pods_have_no_ipv6_nothing_is_told_of_its_ranges() -> None:
+    report = policy.build_report(Policy(), Origin.SETTINGS, refused={}, repairs=Repairs())
+    assert "10.0.0.0/8" in report.built_in.denied_ranges
+    assert not any(":" in told for told in report.built_in.denied_ranges)
