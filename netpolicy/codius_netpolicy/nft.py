@@ -82,12 +82,6 @@ class Nft:
             text = self._run(f"list set {family} {table} {name}")
         return parse_elements(text)
 
-    def get_elements(self, family: str, table: str, name: str, keys: Sequence[str]) -> Iterator[Element]:
-        """Those with these keys, which must all be there; the cost is theirs, however many more there are."""
-        with self._lock, self._full_output(), self._counters_shown():
-            text = self._run(f"get element {family} {table} {name} {{ {', '.join(keys)} }}")
-        return parse_elements(text)
-
     def _run(self, commands: str) -> str:
         status, output, error = self._context.cmd(commands)
         if status != 0:
@@ -130,7 +124,7 @@ def find_table(ruleset: str, family: str, table: str) -> str | None:
 def parse_elements(listing: str) -> Iterator[Element]:
     """The elements in a set's listing, `"link" . 02:cd:… . 10.77.0.2 counter packets 3 bytes 180, …`.
 
-    Text, which libnftables makes in half the time of its JSON; and it has no JSON for `get element`.
+    Text, which libnftables makes in half the time of its JSON.
     """
     _, opening, rest = listing.partition("elements = {")
     inside, closing, _ = rest.partition("}")

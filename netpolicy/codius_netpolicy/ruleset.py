@@ -10,7 +10,7 @@ from typing import Final
 
 from codius_netpolicy.addressing import address6, link_name, pod_mac
 from codius_netpolicy.policy import MAX_PODS, Policy, Transport
-from codius_netpolicy.ranges import render_addresses
+from codius_netpolicy.ranges import Address, render_addresses
 from codius_netpolicy.traffic import NO_TRAFFIC, Reason, Traffic, Volume
 
 FAMILY: Final = "inet"
@@ -142,12 +142,6 @@ def render_eviction(policy: Policy, address: IPv4Address) -> str:
     )
 
 
-def render_reasons(policy: Policy, address: IPv4Address) -> str:
-    """Makes all of the pod's refusals countable, so that they can be asked for at once."""
-    keys = ", ".join(counted_keys(policy, address)[REFUSED_SET])
-    return f"add element {FAMILY} {policy.table} {REFUSED_SET} {{ {keys} }}\n"
-
-
 def counted_sets(policy: Policy) -> tuple[str, ...]:
     """The sets whose elements count for a pod."""
     return (REFUSED_SET, *(name + v.suffix for v in _versions(policy) for name in (SENT_SET, RECEIVED_SET)))
@@ -157,6 +151,13 @@ def counted_keys(policy: Policy, address: IPv4Address) -> dict[str, tuple[str, .
     """The keys of every element that counts, or may count, for the pod; by set."""
     own = {name: (key,) for name, key in _keys(policy, address)}
     return {**own, REFUSED_SET: tuple(_refused(address, reason) for reason in Reason)}
+
+
+def pod_addresses(policy: Policy, address: IPv4Address) -> Iterator[tuple[str, Address]]:
+    """The pod's address of each IP version it has, after the suffix of that version's sets."""
+    yield V4.suffix, address
+    if policy.pool6 is not None:
+        yield V6.suffix, address6(address, policy.pool, policy.pool6)
 
 
 def find_pod(policy: Policy, address: str) -> IPv4Address:
@@ -294,12 +295,9 @@ def _render_limits(policy: Policy) -> Iterator[str]:
 
 
 def _keys(policy: Policy, address: IPv4Address) -> Iterator[tuple[str, str]]:
-    addresses = [str(address)]
-    if policy.pool6 is not None:
-        addresses.append(str(address6(address, policy.pool, policy.pool6)))
-    for v, own in zip(_versions(policy), addresses, strict=True):
-        yield f"{SENT_SET}{v.suffix}", f'"{link_name(address)}" . {pod_mac(address)} . {own}'
-        yield f"{RECEIVED_SET}{v.suffix}", own
+    for suffix, own in pod_addresses(policy, address):
+        yield f"{SENT_SET}{suffix}", f'"{link_name(address)}" . {pod_mac(address)} . {own}'
+        yield f"{RECEIVED_SET}{suffix}", str(own)
 
 
 def _elements(policy: Policy, address: IPv4Address, traffic: Traffic) -> Iterator[tuple[str, str]]:

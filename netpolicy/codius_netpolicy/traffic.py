@@ -40,6 +40,9 @@ class Volume:
     bytes: int = 0
     packets: int = 0
 
+    def __add__(self, other: Volume) -> Volume:
+        return Volume(self.bytes + other.bytes, self.packets + other.packets)
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:

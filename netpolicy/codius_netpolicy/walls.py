@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
-from codius_netpolicy import namespace, nfnetlink, ruleset
+from codius_netpolicy import elements, namespace, nfnetlink, ruleset
 from codius_netpolicy.addressing import find_address
 from codius_netpolicy.conntrack import cut_flows
 from codius_netpolicy.forbidden import Forbidden
@@ -40,13 +40,13 @@ class Walls:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self._nft = Nft()
-        self._generations = nfnetlink.open_socket()
+        self._netlink = nfnetlink.open_socket()
         self._pods: dict[IPv4Address, Traffic] = {}
         self._listing: str | None = None
         self._generation: int | None = None  # at which the table was last seen to be ours
 
     def close(self) -> None:
-        self._generations.close()
+        self._netlink.close()
 
     def raise_both(self, kernel: Kernel, pods: Mapping[IPv4Address, Traffic]) -> None:
         """The walls first, forwarding last: at no moment is a packet forwarded without both."""
@@ -132,7 +132,7 @@ class Walls:
         return tuple(problems)
 
     def _check_table(self) -> str | None:
-        generation = nfnetlink.read_generation(self._generations)
+        generation = nfnetlink.read_generation(self._netlink)
         if generation == self._generation:
             return None
         listing = self._list_table()
@@ -164,12 +164,12 @@ class Walls:
         self._nft.apply(commands)
         if self._generation is not None:
             expected = (self._generation + 1) & 0xFFFFFFFF
-            found = nfnetlink.read_generation(self._generations)
+            found = nfnetlink.read_generation(self._netlink)
             # Another number: somebody else was there as well, and the next check looks at all of it.
             self._generation = found if found == expected else None
 
     def _remember_table(self) -> None:
-        self._generation = nfnetlink.read_generation(self._generations)
+        self._generation = nfnetlink.read_generation(self._netlink)
         self._listing = self._list_table()
 
     def _list_table(self) -> str | None:
@@ -204,16 +204,12 @@ class Walls:
             return ()
 
     def _read_one(self, address: IPv4Address) -> Traffic:
-        """NO_TRAFFIC when its elements are not there any more."""
         try:
-            self._apply(ruleset.render_reasons(self.policy, address))
-            sets = {
-                name: list(self._nft.get_elements(ruleset.FAMILY, self.policy.table, name, keys))
-                for name, keys in ruleset.counted_keys(self.policy, address).items()
-            }
-        except PolicyError:
+            return elements.read_traffic(self._netlink, self.policy, address)
+        except OSError as error:
+            # That the pod is cut off matters more than what it had counted since it was last read.
+            logger.warning("%s: its last counters cannot be read: %s", address, error)
             return NO_TRAFFIC
-        return collect_traffic(self.policy, sets).get(address, NO_TRAFFIC)
 
 
 def collect_traffic(policy: Policy, sets: Mapping[str, Iterable[Element]]) -> dict[IPv4Address, Traffic]:
@@ -221,8 +217,8 @@ def collect_traffic(policy: Policy, sets: Mapping[str, Iterable[Element]]) -> di
     sent: dict[IPv4Address, Volume] = {}
     received: dict[IPv4Address, Volume] = {}
     refused: dict[IPv4Address, dict[Reason, int]] = {}
-    for name, elements in sets.items():
-        for element in elements:
+    for name, found in sets.items():
+        for element in found:
             if name == ruleset.REFUSED_SET:
                 link, mark = element.key
                 address, reason = find_address(link), REASONS.get(int(mark, 16))
@@ -230,21 +226,16 @@ def collect_traffic(policy: Policy, sets: Mapping[str, Iterable[Element]]) -> di
                     refused.setdefault(address, {})[reason] = element.packets
             elif name.startswith(ruleset.SENT_SET):
                 if (address := find_address(element.key[0])) is not None:
-                    sent[address] = _add(sent.get(address), element)
+                    sent[address] = sent.get(address, Volume()) + Volume(element.bytes, element.packets)
             else:
                 address = ruleset.find_pod(policy, element.key[0])
-                received[address] = _add(received.get(address), element)
+                received[address] = received.get(address, Volume()) + Volume(element.bytes, element.packets)
     return {
         address: Traffic(
             sent.get(address, Volume()), received.get(address, Volume()), refused.get(address, {})
         )
         for address in sent.keys() | received.keys() | refused.keys()
     }
-
-
-def _add(volume: Volume | None, element: Element) -> Volume:
-    before = volume or Volume()
-    return Volume(before.bytes + element.bytes, before.packets + element.packets)
 
 
 def _keep_router_advertisements() -> None:

@@ -20,7 +20,6 @@ from codius_netpolicy.ruleset import (
     render_admission,
     render_change,
     render_eviction,
-    render_reasons,
     render_removal,
     render_table,
 )
@@ -171,7 +170,6 @@ def test_nft_accepts_and_applies_the_table(policy: Policy, pods: int) -> None:
         if pods:
             listing = scratch.exec("nft", "list", "set", "inet", policy.table, "pod_tx").stdout
             assert listing.count("packets 7 bytes 700") == pods + 1
-        scratch.nft(render_reasons(policy, newcomer))
         for _ in range(2):
             scratch.nft(render_eviction(policy, newcomer))
         for _ in range(2):
