@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
@@ -50,11 +51,9 @@ class Walls:
 
     def raise_both(self, kernel: Kernel, pods: Mapping[IPv4Address, Traffic]) -> None:
         """The walls first, forwarding last: at no moment is a packet forwarded without both."""
-        counted = self._read_traffic()
-        self._pods = {
-            address: larger(seed, counted.get(address, NO_TRAFFIC)) for address, seed in pods.items()
-        }
-        self._raise(kernel)
+        with _collector_paused():
+            self._pods = self._count_on(pods)
+            self._raise(kernel)
 
     def repair(self) -> None:
         """Raises them again for the pods known here, whatever is left of them."""
@@ -111,10 +110,9 @@ class Walls:
         return last
 
     def traffic(self) -> Mapping[IPv4Address, Traffic]:
-        counted = self._read_traffic()
-        for address, before in self._pods.items():
-            self._pods[address] = larger(before, counted.get(address, NO_TRAFFIC))
-        return dict(self._pods)
+        with _collector_paused():
+            self._pods = self._count_on(self._pods)
+            return dict(self._pods)
 
     # ---- watching
 
@@ -192,6 +190,11 @@ class Walls:
             totals[Reason.SPOOFED] += self._nft.packets(ruleset.FAMILY, self.policy.table, ruleset.STRANGERS)
         return totals
 
+    def _count_on(self, pods: Mapping[IPv4Address, Traffic]) -> dict[IPv4Address, Traffic]:
+        """The pods with what the table has counted, or with what was known where that is more."""
+        counted = self._read_traffic()
+        return {address: larger(known, counted.get(address, NO_TRAFFIC)) for address, known in pods.items()}
+
     def _read_traffic(self) -> Mapping[IPv4Address, Traffic]:
         """What the table has counted; nothing without one, for there is nothing to be read then."""
         sets = {name: self._read_set(name) for name in ruleset.counted_sets(self.policy)}
@@ -236,6 +239,21 @@ def collect_traffic(policy: Policy, sets: Mapping[str, Iterable[Element]]) -> di
         )
         for address in sent.keys() | received.keys() | refused.keys()
     }
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """For work that makes and frees thousands of values none of which is part of a cycle.
+
+    A collection amid them finds nothing, and walks all objects of the process while the event loop waits.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _keep_router_advertisements() -> None:
