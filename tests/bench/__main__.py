@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codius_node.podman_service import choose_runtime
-from tests.bench import memory, network, packets, policy, reload, upload
+from tests.bench import loop, memory, network, packets, policy, reload, upload
 from tests.harness.namespaces import missing_privilege
 from tests.harness.podman_service import find_missing
 
@@ -50,6 +50,7 @@ class Results:
     upload: upload.Measurement
     network: Sequence[network.Measurement]
     policy: policy.Measurement
+    loop: loop.Measurement
     reload: reload.Measurement
     packets: packets.Measurement
     memory: memory.Measurement
@@ -96,6 +97,7 @@ def rows(results: Results) -> list[Row]:
         ),
         Row(f"the same, from {pods[0].pods} to {pods[-1].pods} pods: growth", f"{results.growth:.2f}"),
         *_policy_rows(results.policy),
+        *_loop_rows(results.loop),
         *_reload_rows(results.reload),
         *_packet_rows(results.packets),
         Row(
@@ -110,7 +112,7 @@ def rows(results: Results) -> list[Row]:
 
 
 def _policy_rows(measured: policy.Measurement) -> Iterable[Row]:
-    admissions, lag, watching = measured.admissions, measured.lag, measured.watching
+    admissions = measured.admissions
     sizes = _join(str(a.pods) for a in admissions)
     flat = f"flat: growth at most {policy.TARGET_GROWTH}"
     for what, times, growth in (
@@ -123,17 +125,20 @@ def _policy_rows(measured: policy.Measurement) -> Iterable[Row]:
             flat,
             growth <= policy.TARGET_GROWTH,
         )
-    most = admissions[-1].pods
+
+
+def _loop_rows(measured: loop.Measurement) -> Iterable[Row]:
+    lag, watching = measured.lag, measured.watching
     for what, worst in (
-        (f"while the table of {most} pods is made anew {policy.RELOADS} times", lag.reload),
-        (f"while all counters of {most} pods are read {policy.RELOADS} times", lag.traffic),
-        (f"while the walls are checked {policy.CHECKS} times", lag.check),
+        (f"while the table of {loop.PODS} pods is made anew {loop.RELOADS} times", lag.reload),
+        (f"while all counters of {loop.PODS} pods are read {loop.RELOADS} times", lag.traffic),
+        (f"while the walls are checked {loop.CHECKS} times", lag.check),
     ):
         yield Row(
             f"the event loop's worst lag {what}",
             f"{worst:.1f} ms",
-            f"under {policy.TARGET_LAG:.0f} ms",
-            worst < policy.TARGET_LAG,
+            f"under {loop.TARGET_LAG:.0f} ms",
+            worst < loop.TARGET_LAG,
         )
     yield Row("the same while nothing runs", f"{lag.idle:.1f} ms")
     yield Row(
@@ -202,6 +207,7 @@ async def measure() -> Results:
         upload=uploads,
         network=await network.measure(),
         policy=await policy.measure(),
+        loop=await loop.measure(),
         reload=await reload.measure(),
         packets=await packets.measure(),
         memory=resting,
@@ -214,6 +220,7 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
         "upload": upload.as_document(results.upload),
         "network": network.as_document(results.network),
         "policy": policy.as_document(results.policy),
+        "loop": loop.as_document(results.loop),
         "reload": reload.as_document(results.reload),
         "packets": packets.as_document(results.packets),
         "memory": memory.as_document(results.memory),
@@ -224,7 +231,7 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
 ABOUT: Final = """\
 # Benchmarks
 
-Written by `make bench`, which takes about three minutes and needs root. It measures in network
+Written by `make bench`, which takes about four minutes and needs root. It measures in network
 namespaces of its own, with a podman of its own. Run it on a quiet machine, and read ratios before
 times: they are of rounds taken in turn, so that both sides meet the machine in the same mood.
 """
@@ -258,9 +265,14 @@ restart of the node that adopts all of them. Alone: `python -m tests.bench.netwo
 ABOUT_POLICY: Final = """
 ## The pods' rules
 
-A table of each size in a host of its own, and one pod admitted to and evicted from each in turn. Beside
-it runs an event loop like the node's, with a task that wants its turn every millisecond: its lag is how
-much later than that it came at worst. Alone: `python -m tests.bench.policy`.
+A table of each size in a host of its own, and one pod admitted to and evicted from each in turn. Alone:
+`python -m tests.bench.policy`.
+
+The event loop's lag is measured in a process that has loaded what a node has: a task on the loop wants
+its turn every millisecond, and the lag is how much later than that it came at worst, while the network's
+worker thread has its hands full. That process goes before others on the machine (SCHED_RR), so that the
+lag is of our own making. A check of the walls counts in the process's CPU time. Alone:
+`python -m tests.bench.loop`.
 
 While rules are reloaded a pod sends numbered packets of 64 bytes to the internet, half of them of a flow
 that was answered, half of one that never is, so that all rules judge each of them; the far end looks for
@@ -345,7 +357,7 @@ def main() -> int:
         console.print(
             f"[yellow]The machine is busy (load {load:.1f}): only the ratios mean something.[/yellow]"
         )
-    with console.status("measuring; about three minutes"):
+    with console.status("measuring; about four minutes"):
         results = asyncio.run(measure())
     machine = describe_machine(load)
     DOCUMENT.write_text(render(results, machine))

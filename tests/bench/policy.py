@@ -1,4 +1,4 @@
-"""What the rules of 1, 1000 and 5000 pods cost the host and its event loop: `python -m tests.bench.policy`.
+"""What one pod's rules cost in a table of 1, 1000 and 5000 pods: `python -m tests.bench.policy`.
 
 The kernel has the rules of that many pods and no links: `tests.bench.network` measures those.
 """
@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -18,7 +18,6 @@ from statistics import median
 from typing import Final
 
 from codius_netpolicy.kernel import Kernel
-from codius_netpolicy.network import PodNetwork
 from codius_netpolicy.policy import Policy
 from codius_netpolicy.traffic import Reason, Traffic, Volume
 from codius_netpolicy.walls import Walls
@@ -30,13 +29,6 @@ ROUNDS: Final = 101
 """Pods admitted and evicted at each size, in turn."""
 TARGET_GROWTH: Final = 2.0
 """Of the time to admit or evict a pod, from the fewest pods to the most: a list would grow 5000-fold."""
-RELOADS: Final = 7
-"""Of the whole table, while the event loop's lag is taken."""
-TICK_SECONDS: Final = 0.001
-TARGET_LAG: Final = 20.0
-"""Milliseconds the event loop may be kept from its work: an API call or a visit waits no longer."""
-CHECKS: Final = 100
-"""Of the walls; a node makes one a second."""
 FIRST_POD: Final = 2
 
 
@@ -50,31 +42,8 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
-class Lag:
-    """How late the event loop was at worst, in milliseconds, while a call ran in the network's worker."""
-
-    idle: float
-    """While nothing ran: what the machine itself adds."""
-    reload: float
-    traffic: float
-    check: float
-
-
-@dataclass(frozen=True, slots=True)
-class Watching:
-    """CPU milliseconds of one check."""
-
-    quiet: float
-    """While nobody touches any table."""
-    busy: float
-    """After somebody changed a table of their own, so that all rules have to be looked at."""
-
-
-@dataclass(frozen=True, slots=True)
 class Measurement:
     admissions: Sequence[Admission]
-    lag: Lag
-    watching: Watching
 
     @property
     def admit_growth(self) -> float:
@@ -96,15 +65,7 @@ def know_pods(policy: Policy, number: int) -> dict[IPv4Address, Traffic]:
 
 
 async def measure(sizes: Sequence[int] = SIZES) -> Measurement:
-    admissions = await asyncio.to_thread(_measure_admissions, sizes)
-    with HostNetwork() as net:
-        network = PodNetwork(netns=net.host.path)
-        await network.start(know_pods(network.policy, sizes[-1]))
-        lag = await _measure_lag(network)
-        watching = await _measure_watching(network, net.host)
-        await network.stop()
-        await network.aclose()
-    return Measurement(admissions, lag, watching)
+    return Measurement(await asyncio.to_thread(_measure_admissions, sizes))
 
 
 def _measure_admissions(sizes: Sequence[int]) -> list[Admission]:
@@ -141,58 +102,8 @@ def _raise_walls(host: Namespace, pods: int) -> Walls:
     return host.call(inside)
 
 
-async def _measure_lag(network: PodNetwork) -> Lag:
-    async def idle() -> None:
-        await asyncio.sleep(1)
-
-    return Lag(
-        idle=await _worst_lag(idle, 1),
-        reload=await _worst_lag(network.repair, RELOADS),
-        traffic=await _worst_lag(network.traffic, RELOADS),
-        check=await _worst_lag(network.check, CHECKS),
-    )
-
-
-async def _worst_lag(call: Callable[[], Awaitable[object]], times: int) -> float:
-    """Milliseconds; a task on the same loop wants to run every millisecond, and notes how late it was."""
-    worst = 0.0
-
-    async def tick() -> None:
-        nonlocal worst
-        while True:
-            began = time.perf_counter()
-            await asyncio.sleep(TICK_SECONDS)
-            worst = max(worst, time.perf_counter() - began - TICK_SECONDS)
-
-    task = asyncio.create_task(tick(), name="tick")
-    for _ in range(times):
-        await call()
-    task.cancel()
-    return 1000 * worst
-
-
-async def _measure_watching(network: PodNetwork, host: Namespace) -> Watching:
-    quiet, busy = [], []
-    for _ in range(CHECKS):
-        quiet.append(await _time_check(network))
-    for number in range(CHECKS // 10):
-        await asyncio.to_thread(host.nft, f"add table ip foreign{number}")
-        busy.append(await _time_check(network))
-    return Watching(1000 * median(quiet), 1000 * median(busy))
-
-
-async def _time_check(network: PodNetwork) -> float:
-    began = time.process_time()
-    problems = await network.check()
-    spent = time.process_time() - began
-    if problems:
-        raise RuntimeError(f"the walls do not stand: {', '.join(problems)}")
-    return spent
-
-
 def as_document(measurement: Measurement) -> dict[str, object]:
     """For `make bench`."""
-    lag, watching = measurement.lag, measurement.watching
     return {
         "unit": "ms",
         "rounds": ROUNDS,
@@ -203,14 +114,6 @@ def as_document(measurement: Measurement) -> dict[str, object]:
         "admit_growth": round(measurement.admit_growth, 2),
         "evict_growth": round(measurement.evict_growth, 2),
         "target_growth": TARGET_GROWTH,
-        "worst_lag": {
-            "idle": round(lag.idle, 1),
-            "reload": round(lag.reload, 1),
-            "traffic": round(lag.traffic, 1),
-            "check": round(lag.check, 1),
-        },
-        "target_lag": TARGET_LAG,
-        "check_cpu": {"quiet": round(watching.quiet, 2), "busy": round(watching.busy, 2)},
     }
 
 
