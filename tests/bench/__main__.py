@@ -231,7 +231,7 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
 ABOUT: Final = """\
 # Benchmarks
 
-Written by `make bench`, which takes about four minutes and needs root. It measures in network
+Written by `make bench`, which takes about two minutes and needs root. It measures in network
 namespaces of its own, with a podman of its own. Run it on a quiet machine, and read ratios before
 times: they are of rounds taken in turn, so that both sides meet the machine in the same mood.
 """
@@ -282,7 +282,7 @@ a receiver whose buffer overflows ends the run. Alone: `python -m tests.bench.re
 A packet's CPU time is that of the thread that sends it: over veth the kernel takes it through the host's
 rules to the far end, where it is counted and dropped, within the sending thread's own system call, which
 is included. One pod sends; the three hosts take turns, and a ratio is the median of the rounds' own.
-Every limit of flows is on, the brakes on bandwidth are off. Alone: `python -m tests.bench.packets`.
+Every limit of flows is on and out of reach, the brakes on bandwidth are off. Alone: `python -m tests.bench.packets`.
 
 | CPU ns a packet, median | established flow | new flow |
 |---|---|---|
@@ -357,7 +357,7 @@ def main() -> int:
         console.print(
             f"[yellow]The machine is busy (load {load:.1f}): only the ratios mean something.[/yellow]"
         )
-    with console.status("measuring; about four minutes"):
+    with console.status("measuring; about two minutes"):
         results = asyncio.run(measure())
     machine = describe_machine(load)
     DOCUMENT.write_text(render(results, machine))
