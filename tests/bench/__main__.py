@@ -282,7 +282,8 @@ a receiver whose buffer overflows ends the run. Alone: `python -m tests.bench.re
 A packet's CPU time is that of the thread that sends it: over veth the kernel takes it through the host's
 rules to the far end, where it is counted and dropped, within the sending thread's own system call, which
 is included. One pod sends; the three hosts take turns, and a ratio is the median of the rounds' own.
-Every limit of flows is on and out of reach, the brakes on bandwidth are off. Alone: `python -m tests.bench.packets`.
+Every limit of flows is on and out of reach, the brakes on bandwidth are off. Alone:
+`python -m tests.bench.packets`.
 
 | CPU ns a packet, median | established flow | new flow |
 |---|---|---|
