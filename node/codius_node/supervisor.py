@@ -13,7 +13,7 @@ from typing import Final
 
 from codius_node import systemd
 from codius_node.config import Settings
-from codius_node.daemon import open_node, stop_signals
+from codius_node.daemon import open_node, settle_memory, stop_signals
 from codius_node.errors import CodiusError
 from codius_node.podman_service import PodmanService
 
@@ -55,6 +55,7 @@ async def _run(settings: Settings) -> None:
         for child in children:
             await child.start()
             stack.push_async_callback(child.aclose)
+        settle_memory()
         systemd.notify("READY=1")
         logger.info("host ready: %s", settings.public_uri)
         await stop.wait()
