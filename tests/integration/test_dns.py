@@ -23,7 +23,7 @@ from tests.unit.dns.zones import CHALLENGE, HASH, HASH_NAME, IPV4, IPV6, ORIGIN,
 
 DEADLINE: Final = 5.0  # seconds until a test gives up; nothing here should take one
 MORE_THAN_BUFFERS_HOLD: Final = 16 << 20  # bytes
-CONFIG: Final = DnsConfig(zone=ZONE, addresses=("127.0.0.1",), port=0)
+CONFIG: Final = DnsConfig(zones=(ZONE,), addresses=("127.0.0.1",), port=0)
 
 
 @asynccontextmanager
@@ -117,7 +117,7 @@ TABLE: Final = [
 
 
 async def test_the_table_of_questions_and_answers() -> None:
-    async with running(responder=Responder(ZONE, {CHALLENGE: (b"one", b"two")})) as (endpoint,):
+    async with running(responder=Responder((ZONE,), {CHALLENGE: (b"one", b"two")})) as (endpoint,):
         for name, qtype, qclass, rcode, authoritative, answer, authority, additional in TABLE:
             for transport in ("udp", "tcp"):
                 for edns in (-1, 0):
@@ -276,7 +276,7 @@ async def test_silence_for_answers_and_scraps_over_udp() -> None:
 async def test_a_truncated_answer_is_whole_over_tcp() -> None:
     values = [bytes((65 + i,)) * 200 for i in range(8)]
     query = dns.message.make_query(CHALLENGE, "TXT", use_edns=0, payload=4096)
-    async with running(responder=Responder(ZONE, {CHALLENGE: values})) as (endpoint,):
+    async with running(responder=Responder((ZONE,), {CHALLENGE: values})) as (endpoint,):
         message, over_tcp = await dns.asyncquery.udp_with_fallback(
             query, endpoint.address, port=endpoint.port, timeout=DEADLINE
         )
