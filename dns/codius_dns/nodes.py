@@ -257,6 +257,8 @@ def _node(found: Sets, nodata: Answer, origin: Name) -> Node:
     if Qtype.CNAME in found:
         (node.alias,) = found[Qtype.CNAME]
         node.answers[Qtype.ANY] = node.answers[Qtype.CNAME]  # RFC 8482 section 4.2: no HINFO beside an alias
+        # These would be the alias's own, not its target's (RFC 4035 section 2.5); we have none.
+        node.answers[Qtype.RRSIG] = node.answers[Qtype.NSEC] = nodata
     elif found:
         node.answers[Qtype.ANY] = ANY_ANSWER
     return node

@@ -13,7 +13,7 @@ from codius_dns.records import REFUSED, Answer, Cname, Qtype, Rcode, Record
 from codius_dns.zone import MAX_ZONES, Zone
 
 MAX_CHAIN: Final = 8  # aliases one after the other
-_NOT_FOLLOWED: Final = frozenset({Qtype.CNAME, Qtype.ANY, Qtype.AXFR, Qtype.IXFR})
+_NOT_FOLLOWED: Final = frozenset({Qtype.CNAME, Qtype.ANY, Qtype.AXFR, Qtype.IXFR, Qtype.RRSIG, Qtype.NSEC})
 
 
 class Table:
