@@ -70,23 +70,19 @@ class TextsReader:
     async def run(self) -> None:
         """Connect, publish, connect again; ends only when cancelled."""
         pause = FIRST_PAUSE
-        complained = False
+        complaint: str | None = None
         while True:
             try:
                 reader, writer = await asyncio.open_unix_connection(str(self._path), limit=MAX_MESSAGE)
-            except OSError as error:
-                if not complained:  # once per outage, not once per try
-                    logger.info("no TXT values from %s: %s; they stay as they are", self._path, error)
-                complained = True
-            else:
-                complained = False
                 try:
                     while line := await reader.readline():
                         self._publish(parse_texts_message(line))
-                        pause = FIRST_PAUSE
-                except (DnsError, OSError, ValueError) as error:
-                    logger.error("left %s: %s; TXT values stay as they are", self._path, error)
+                        pause, complaint = FIRST_PAUSE, None
                 finally:
                     writer.transport.abort()
+            except (DnsError, OSError, ValueError) as error:
+                if complaint != str(error):  # once per trouble, not once per try
+                    logger.warning("TXT values stay as they are: %s: %s", self._path, error)
+                complaint = str(error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)

@@ -21,7 +21,7 @@ from codius_node import admin, answers, api, manifest, systemd
 from codius_node.config import Settings
 from codius_node.engine import ContainerEngine, Engine, Network
 from codius_node.errors import SettingsError
-from codius_node.feed import Feed
+from codius_node.feed import Feed, TextFeed
 from codius_node.hoststats import HostStats
 from codius_node.model import Pod, Target
 from codius_node.network import KernelNetwork
@@ -49,6 +49,7 @@ class Node:
     engine: Engine
     store: Store
     feed: Feed
+    texts: TextFeed
     reconciler: Reconciler
 
 
@@ -93,6 +94,10 @@ async def open_node(
         await feed.start(settings.feed_socket)
         stack.push_async_callback(feed.aclose)
         _share(settings.feed_socket)
+        texts = TextFeed()
+        await texts.start(settings.texts_socket)
+        stack.push_async_callback(texts.aclose)
+        settings.texts_socket.chmod(0o666)  # what DNS tells the world is no secret here
         public = api.build_app(engine=engine, peers=peers, host=host, settings=settings, started_at=clock())
         await _listen(public, settings.api_socket, stack)
         _share(settings.api_socket)
@@ -103,7 +108,7 @@ async def open_node(
             await _listen_tcp(operators, settings.admin_port, stack)
         loop = asyncio.create_task(reconciler.run(), name="reconciler")
         stack.push_async_callback(_cancel, loop)
-        yield Node(settings, engine, store, feed, reconciler)
+        yield Node(settings, engine, store, feed, texts, reconciler)
 
 
 async def _check_addresses(settings: Settings, store: Store) -> None:
