@@ -113,7 +113,7 @@ def build_nodes(
 
     nodes: dict[bytes, Node] = {}
     for name, found in sets.items():
-        if any(above in cuts for above in ancestors(name)):
+        if cuts and any(above in cuts for above in ancestors(name)):
             continue  # glue, said along with the referral
         if name in cuts:
             nodes[name] = _cut(name, found[Qtype.NS], _glue(found[Qtype.NS], sets, scope), origin, nodata)

@@ -10,7 +10,7 @@ from codius_dns.errors import ZoneError
 from codius_dns.names import HASH_LABEL, MAX_LABEL, Name, is_hash_label, is_within, parse_name, to_text
 from codius_dns.nodes import Node, Scope, build_nodes, parse_texts
 from codius_dns.records import REFUSED, Answer, Cname, Qtype, Rcode, Record
-from codius_dns.zone import MAX_ZONES, Zone
+from codius_dns.zone import MAX_RECORDS, MAX_ZONES, Zone
 
 MAX_CHAIN: Final = 8  # aliases one after the other
 _NOT_FOLLOWED: Final = frozenset({Qtype.CNAME, Qtype.ANY, Qtype.AXFR, Qtype.IXFR, Qtype.RRSIG, Qtype.NSEC})
@@ -28,6 +28,8 @@ class Table:
         """
         if not 0 < len(zones) <= MAX_ZONES:
             raise ZoneError(f"{len(zones)} zones: between 1 and {MAX_ZONES} are possible")
+        if (written := sum(len(zone.records) for zone in zones)) > MAX_RECORDS:
+            raise ZoneError(f"{written} static records in all zones: {MAX_RECORDS} are possible")
         origins = [parse_name(zone.origin) for zone in zones]
         for origin in origins:
             if origins.count(origin) > 1:

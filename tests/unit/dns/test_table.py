@@ -10,7 +10,7 @@ from codius_dns.master import parse_zone
 from codius_dns.names import Name, parse_name, to_text
 from codius_dns.records import REFUSED, Answer, Ns, Qtype, Raw, Rcode, Record, Soa, Text, type_of
 from codius_dns.table import Table
-from codius_dns.zone import Zone
+from codius_dns.zone import MAX_RECORDS, Zone
 from tests.unit.dns.zones import CHALLENGE, HASH, HASH_NAME, IPV4, IPV6, ORIGIN, ZONE
 
 
@@ -285,6 +285,13 @@ def test_what_a_parent_zone_knows_of_the_delegation_is_the_parents_to_say() -> N
     assert record.owner == parse_name("example")
     (record,) = Table((ZONE,)).find(parse_name(ORIGIN), Qtype.DS).authority
     assert record.owner == parse_name(ORIGIN)
+
+
+def test_more_records_than_can_be_made_anew_in_time_are_refused() -> None:
+    half = (Record(parse_name(f"a.{ORIGIN}"), 1, IPV4),) * (MAX_RECORDS // 2 + 1)
+    other = tuple(replace(record, owner=parse_name("other.test")) for record in half)
+    with pytest.raises(ZoneError, match="static records in all zones"):
+        Table((replace(ZONE, records=half), replace(OTHER, records=other)))
 
 
 def test_a_zone_twice_is_refused() -> None:
