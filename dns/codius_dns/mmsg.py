@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import socket
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from ipaddress import IPv6Address
+from itertools import accumulate
 from typing import Final
 
 MAX_QUERY: Final = 1232  # bytes read of a packet: what our own OPT records say we take
@@ -56,6 +58,7 @@ class _MMsgHdr(ctypes.Structure):
 _HEADER: Final = ctypes.sizeof(_MMsgHdr)
 _INT: Final = 4  # bytes; single fields are read and written as arrays of these
 _LONG: Final = 8  # bytes, and of these
+_STARTS: Final = range(0, BATCH * MAX_QUERY, MAX_QUERY)
 
 
 def _find(name: str, *arguments: type) -> Callable[..., int]:
@@ -95,7 +98,6 @@ class Batch:
         size = ctypes.sizeof(_IoVec)
         for index in range(BATCH):
             self._vectors[index] = _IoVec(_address_of(self._queries) + index * MAX_QUERY, MAX_QUERY)
-            self._vectors[BATCH + index] = _IoVec(_address_of(self._replies) + index * MAX_REPLY, 0)
             for headers, vector in ((self._received, index), (self._sent, BATCH + index)):
                 headers[index].header = _MsgHdr(
                     name=peers + index * _ADDRESS_ROOM,
@@ -106,16 +108,19 @@ class Batch:
                     control_length=control_length,
                 )
         self._peers_at, self._controls_at = peers, controls
+        self._replies_at = _address_of(self._replies)
         self._received_at, self._sent_at = ctypes.addressof(self._received), ctypes.addressof(self._sent)
         # The fields that change, as arrays: attributes of ctypes' structures cost five times as much.
         lengths = memoryview(self._received).cast("B").cast("I")
         self._lengths = lengths[_MMsgHdr.length.offset // _INT :: _HEADER // _INT]
         self._queries_view = memoryview(self._queries)
         self._replies_view = memoryview(self._replies)
-        self._reply_lengths = memoryview(self._vectors).cast("B").cast("Q")[2 * BATCH + 1 :: 2]
+        vector_longs = memoryview(self._vectors).cast("B").cast("Q")
+        self._reply_starts = vector_longs[2 * BATCH :: 2]
+        self._reply_sizes = vector_longs[2 * BATCH + 1 :: 2]
         self._sent_longs = memoryview(self._sent).cast("B").cast("Q")
         self._interfaces = memoryview(self._controls).cast("I")
-        self._asker_of = list(range(BATCH))  # whose address the header of each answer points to
+        self._moved = 0  # headers, from the first on, that may point at another packet's address
 
     def exchange(self, quick: Quick, other: Other) -> tuple[int, int]:
         """Receive what is there, send the answers: how many packets came, how many answers stayed unsent.
@@ -129,43 +134,37 @@ class Batch:
             self._forget_interfaces(count)
         lengths = self._lengths[:count].tolist()
         queries = self._queries_view[: count * MAX_QUERY].tobytes()  # one copy, and cheap slices of it
-        replies, reply_lengths, asker_of = self._replies_view, self._reply_lengths, self._asker_of
-        ready = at = to = 0
-        for index, length in enumerate(lengths):
-            packet = queries[at : at + length]
-            reply = quick(packet)
+        replies = [quick(queries[at : at + length]) for at, length in zip(_STARTS, lengths, strict=False)]
+        if None not in replies:
+            return count, self._send(replies, range(count) if self._moved else None)
+        for index, reply in enumerate(replies):
             if reply is None:
-                reply = other(packet, index)
-            if reply is not None:
-                size = len(reply)
-                replies[to : to + size] = reply
-                reply_lengths[ready] = size
-                if asker_of[ready] != index:
-                    self._point(ready, index)
-                ready += 1
-                to += MAX_REPLY
-            at += MAX_QUERY
-        return count, self._send(ready) if ready else 0
+                at = index * MAX_QUERY
+                replies[index] = other(queries[at : at + lengths[index]], index)
+        askers = [index for index, reply in enumerate(replies) if reply is not None]
+        return count, self._send([replies[index] for index in askers], askers)
 
     def asker(self, index: int) -> bytes:
         """The packed address that a packet of the last batch came from."""
         at = index * _ADDRESS_ROOM
         return bytes(self._peers[at + 8 : at + 24] if self._ipv6 else self._peers[at + 4 : at + 8])
 
-    def _point(self, ready: int, index: int) -> None:
-        """Send that answer to whom that packet came from."""
-        self._asker_of[ready] = index
-        at = ready * _HEADER // _LONG
-        self._sent_longs[at + _MsgHdr.name.offset // _LONG] = self._peers_at + index * _ADDRESS_ROOM
-        if self._from_destination:
-            control = self._controls_at + index * _CONTROL_ROOM
-            self._sent_longs[at + _MsgHdr.control.offset // _LONG] = control
+    def _send(self, replies: Sequence[bytes | None], askers: Sequence[int] | None) -> int:
+        """Send the replies, none of them None; how many nobody took.
 
-    def _send(self, ready: int) -> int:
-        """How many of the answers nobody took."""
+        `askers`: the places of their packets; None: each reply is where its packet was.
+        """
+        if askers is not None:
+            self._address(askers)
+        sizes = array("Q", map(len, replies))  # type: ignore[arg-type]
+        written = b"".join(replies)  # type: ignore[arg-type]
+        self._replies_view[: len(written)] = written
+        starts = array("Q", accumulate(sizes, initial=self._replies_at))
+        self._reply_starts[: len(sizes)] = memoryview(starts)[:-1]
+        self._reply_sizes[: len(sizes)] = memoryview(sizes)
         at = unsent = 0
-        while at < ready:
-            sent = _sendmmsg(self._fd, self._sent_at + at * _HEADER, ready - at, socket.MSG_DONTWAIT)
+        while at < len(replies):
+            sent = _sendmmsg(self._fd, self._sent_at + at * _HEADER, len(replies) - at, socket.MSG_DONTWAIT)
             if sent > 0:
                 at += sent
                 continue
@@ -173,10 +172,24 @@ class Batch:
             if error == errno.EINTR:
                 continue
             if error in (errno.EAGAIN, errno.ENOBUFS):
-                return unsent + ready - at  # no room: those who did not get theirs ask again
+                return unsent + len(replies) - at  # no room: those who did not get theirs ask again
             unsent += 1  # unreachable, or forged (port 0): one asker's trouble, no one else's
             at += 1
         return unsent
+
+    def _address(self, askers: Sequence[int]) -> None:
+        """Point the header of each reply at the address its packet came from."""
+        for place, asker in enumerate(askers):
+            at = place * _HEADER // _LONG
+            self._sent_longs[at + _MsgHdr.name.offset // _LONG] = self._peers_at + asker * _ADDRESS_ROOM
+            if self._from_destination:
+                control = self._controls_at + asker * _CONTROL_ROOM
+                self._sent_longs[at + _MsgHdr.control.offset // _LONG] = control
+        in_place = not askers or askers[-1] == len(askers) - 1
+        if not in_place:
+            self._moved = max(self._moved, len(askers))
+        elif len(askers) >= self._moved:
+            self._moved = 0
 
     def _forget_interfaces(self, count: int) -> None:
         """Leave by route, not by the interface of arrival; only link-local addresses mean nothing without."""

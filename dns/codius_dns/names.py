@@ -19,6 +19,8 @@ HASH_LABEL: Final = 52  # characters of a manifest hash: 256 bits in base32 with
 WILDCARD: Final = b"\1*"  # the label that stands for every name not there, RFC 4592 section 2.1.1
 
 _OUR_LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+is_hash_in_any_case: Final = re.compile(rb"[A-Za-z2-7]{%d}" % HASH_LABEL).match
+"""The same for letters as they came, from a place in a packet on."""
 _HASH: Final = re.compile(rb"[a-z2-7]{%d}" % HASH_LABEL)
 
 

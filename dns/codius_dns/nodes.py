@@ -54,6 +54,9 @@ UNSERVED: Final = frozenset(
 Sets = dict[int, tuple[Record, ...]]
 """The record sets at one name, by type; without an owner, for they are for whoever asks that name."""
 
+Kept = tuple[bytes, int, bytes, int]
+"""A reply: flags and counts, where the question ends, what is after it, where it is counted."""
+
 ANY_ANSWER: Final = Answer(Rcode.NOERROR, (Record(None, ANY_TTL, Hinfo(b"RFC8482", b"")),))
 
 
@@ -68,7 +71,7 @@ class Node:
         self.alias: Record | None = None  # its CNAME
         self.below: Node = self  # for names below that do not exist: the wildcard's node, or that of no name
         self.hashes: Node | None = None  # for hash names directly below
-        self.kept: dict[bytes, tuple[bytes, bytes, int]] = {}  # for the responder: replies written before
+        self.kept: dict[bytes, Kept] = {}  # for the responder: replies written before
 
     def find(self, qtype: int) -> Answer:
         return self.answers.get(qtype, self.other)

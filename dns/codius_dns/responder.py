@@ -14,8 +14,8 @@ from codius_dns import query as reader
 from codius_dns import wire
 from codius_dns.cookies import RENEW_AGE, Cookies
 from codius_dns.metrics import SIZE, Drop, slot_of, slot_of_drop
-from codius_dns.names import Name, parse_name, to_text
-from codius_dns.nodes import Node
+from codius_dns.names import HASH_LABEL, Name, is_hash_in_any_case, parse_name, to_text
+from codius_dns.nodes import Kept
 from codius_dns.query import HEADER_SIZE, Query
 from codius_dns.records import (
     BADVERS,
@@ -45,6 +45,7 @@ MAX_KEPT: Final = 4096
 MAX_NSID: Final = 64  # bytes: it goes into answers over UDP
 IDENTITY_TTL: Final = 0  # seconds: it is asked for to learn who answers just now
 
+_AFTER_HASH: Final = HEADER_SIZE + 1 + HASH_LABEL  # bytes, where a hash name goes on with the zone's
 _TYPE_AND_CLASS: Final = 4  # bytes after a question's name
 _SIZES: Final = tuple(bytes((size,)) for size in range(256))
 
@@ -111,7 +112,8 @@ class Responder:
         self._texts = dict(texts)
         self._serial = serial
         self._renderer = wire.Renderer()
-        self._keeping: list[Node] = []  # the node of each reply kept
+        self._pods: dict[bytes, Kept] = {}  # replies for hash names, by all but the id and the hash
+        self._keeping: list[dict[bytes, Kept]] = []  # where each reply kept is
 
     def quick(self, packet: bytes) -> bytes | None:
         """The answer over UDP to a question like one that `respond` answered before; None when there is none.
@@ -120,17 +122,23 @@ class Responder:
         one length and one node: then their answers differ in nothing else either. So this looks at nothing
         but the name.
         """
-        end = packet.find(0, HEADER_SIZE) + 1
         try:
+            if packet[HEADER_SIZE] == HASH_LABEL:
+                kept = self._pods.get(packet[2:HEADER_SIZE] + packet[_AFTER_HASH:])
+                if kept is not None and is_hash_in_any_case(packet, HEADER_SIZE + 1) is not None:
+                    head, end, rest, slot = kept
+                    self.counts[slot] += 1
+                    return packet[:2] + head + packet[HEADER_SIZE:end] + rest
+            end = packet.find(0, HEADER_SIZE) + 1
             node = self._table.locate(packet[HEADER_SIZE:end].lower())
             kept = node.kept.get(_SIZES[end - HEADER_SIZE] + packet[2:HEADER_SIZE] + packet[end:])
         except (IndexError, ValueError):
             return None  # no name: `respond` has a proper answer to that
         if kept is None:
             return None
-        head, rest, slot = kept
+        head, end, rest, slot = kept
         self.counts[slot] += 1
-        return packet[:2] + head + packet[HEADER_SIZE : end + _TYPE_AND_CLASS] + rest
+        return packet[:2] + head + packet[HEADER_SIZE:end] + rest
 
     def respond(self, packet: bytes, *, transport: Transport, asker: bytes = b"") -> bytes | None:
         """The answer, or None for a packet that deserves none. Never raises.
@@ -223,14 +231,20 @@ class Responder:
         """Remember a reply for all questions like this one."""
         if len(self._keeping) >= MAX_KEPT:
             # Somebody asks oddly on purpose: begin again, and what is asked for often is soon back.
-            for node in self._keeping:
-                node.kept.clear()
+            for replies in self._keeping:
+                replies.clear()
             self._keeping.clear()
+        name_end = HEADER_SIZE + len(query.name)
+        end = name_end + _TYPE_AND_CLASS
+        kept = (reply[2:HEADER_SIZE], end, reply[end:], slot)
         node = self._table.locate(query.name)
-        size = len(query.name)
-        alike = _SIZES[size] + packet[2:HEADER_SIZE] + packet[HEADER_SIZE + size :]
-        node.kept[alike] = (reply[2:HEADER_SIZE], reply[HEADER_SIZE + size + _TYPE_AND_CLASS :], slot)
-        self._keeping.append(node)
+        alike = _SIZES[len(query.name)] + packet[2:HEADER_SIZE] + packet[name_end:]
+        node.kept[alike] = kept
+        self._keeping.append(node.kept)
+        # The commonest of all by a way of their own, in plain letters: others would be too many kinds.
+        if node is self._table.pods and packet[_AFTER_HASH:name_end].islower():
+            self._pods[packet[2:HEADER_SIZE] + packet[_AFTER_HASH:]] = kept
+            self._keeping.append(self._pods)
 
 
 def _log(query: Query, answer: Answer, transport: Transport, asker: bytes) -> None:

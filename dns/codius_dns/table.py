@@ -7,7 +7,16 @@ from dataclasses import replace
 from typing import Final
 
 from codius_dns.errors import ZoneError
-from codius_dns.names import HASH_LABEL, MAX_LABEL, Name, is_hash_label, is_within, parse_name, to_text
+from codius_dns.names import (
+    HASH_LABEL,
+    MAX_LABEL,
+    Name,
+    is_hash_label,
+    is_hash_name,
+    is_within,
+    parse_name,
+    to_text,
+)
 from codius_dns.nodes import Node, Scope, build_nodes, parse_texts
 from codius_dns.records import REFUSED, Answer, Cname, Qtype, Rcode, Record
 from codius_dns.zone import MAX_RECORDS, MAX_ZONES, Zone
@@ -45,6 +54,7 @@ class Table:
         if outside:
             raise ZoneError(f"the TXT name {to_text(next(iter(outside)))} is outside the zone")
         self._leave_to_parents(origins)
+        self.pods: Final = self._find_pods(origins)
         for name, node in self._nodes.items():
             if node.alias is not None:
                 self._follow(name, node)
@@ -71,6 +81,12 @@ class Table:
                     return node.hashes if label == 0 else node.hashes.below
                 return node.below
         return self._outside
+
+    def _find_pods(self, origins: Sequence[Name]) -> Node | None:
+        """The node of all hash names, when there is one and no hash name has another."""
+        hosts = [node for origin in origins if (node := self._nodes[origin]).hashes is not None]
+        own = any(is_hash_name(Name(name), origin) for name in self._nodes for origin in origins)
+        return hosts[0].hashes if len(hosts) == 1 and not own else None
 
     def _leave_to_parents(self, origins: Sequence[Name]) -> None:
         """DS at an origin is the parent zone's to say (RFC 4035 section 3.1.4.1), if that is ours too."""
