@@ -16,9 +16,9 @@ from codius_dns.responder import Responder, Transport
 BATCHES: Final = 4  # of packets per turn of the loop; then TCP and signals have theirs
 BUSY: Final = 4  # packets in one batch that let more be expected at once
 PAUSE: Final = 50e-6
-"""Seconds to let more come when it is busy. A turn of the loop costs as much as answering four packets, and a
-batch half as much as one: small batches in a row would be most of the work. Nobody notices a pause that short,
-and without a flood there is none."""
+"""Seconds to let more come when it is busy. A turn of the loop costs as much as four answers, and a batch as
+much as two: many small batches would be most of the work. Nobody notices a pause that short, and without a
+flood there is none."""
 _PROOF: Final = b"\0\x0a\0\x18"  # how a cookie option begins that has a server's part: 10, 24 bytes
 
 

@@ -14,7 +14,7 @@ from codius_dns.limits import RateLimit
 from codius_dns.metrics import Drop, slot_of_drop
 from codius_dns.mmsg import BATCH, MAX_QUERY, Batch
 from codius_dns.responder import Responder
-from codius_dns.sockets import IP_PKTINFO
+from codius_dns.sockets import IP_PKTINFO, UDP_RECEIVE_BUFFER
 from codius_dns.udp import BATCHES, UdpService
 from tests.unit.dns.zones import HASH_NAME, ORIGIN, ZONE
 
@@ -24,6 +24,7 @@ def listener(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_RECEIVE_BUFFER)
         sock.bind((request.param, 0))
         yield sock
 
