@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codius_node.podman_service import choose_runtime
-from tests.bench import memory, network, upload
+from tests.bench import dns, memory, network, upload
 from tests.harness.namespaces import missing_privilege
 from tests.harness.podman_service import find_missing
 
@@ -50,6 +50,7 @@ class Results:
     upload: upload.Measurement
     network: Sequence[network.Measurement]
     memory: memory.Measurement
+    dns: dns.Measurement
 
     @property
     def growth(self) -> float:
@@ -100,6 +101,7 @@ def rows(results: Results) -> list[Row]:
         ),
         Row("the same, shared pages counted once: PSS", f"{results.memory.pss:.0f} MiB"),
         Row("podman's own service beside it: RSS", f"{results.memory.podman.rss:.0f} MiB"),
+        *(Row(*row) for row in dns.rows(results.dns)),
     ]
 
 
@@ -126,7 +128,7 @@ async def measure() -> Results:
     # the most delicate first: nothing else has warmed or tired the machine
     uploads = await upload.measure()
     resting = await memory.measure()
-    return Results(uploads, await network.measure(), resting)
+    return Results(uploads, await network.measure(), resting, await asyncio.to_thread(dns.measure))
 
 
 def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
@@ -135,6 +137,7 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
         "upload": upload.as_document(results.upload),
         "network": network.as_document(results.network),
         "memory": memory.as_document(results.memory),
+        "dns": dns.as_document(results.dns),
         "missed": [row.what for row in rows(results) if row.good is False],
     }
 
@@ -142,8 +145,8 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
 ABOUT: Final = """\
 # Benchmarks
 
-Written by `make bench`, which takes about two minutes and needs root. It measures in network
-namespaces of its own, with a podman of its own. Run it on a quiet machine, and read ratios before
+Written by `make bench`, which takes about four minutes and needs root. It measures in network
+namespaces of its own, with a podman of its own; DNS on loopback, beside a Knot of its own. Run it on a quiet machine, and read ratios before
 times: they are of rounds taken in turn, so that both sides meet the machine in the same mood.
 """
 ABOUT_UPLOAD: Final = """\
@@ -205,6 +208,7 @@ def render(results: Results, machine: dict[str, str]) -> str:
             *(f"| {p.name} | {p.rss:.1f} | {p.pss:.1f} |\n" for p in resting.processes),
             f"| **together** | {resting.rss:.1f} | {resting.pss:.1f} |\n",
             f"| {resting.podman.name} | {resting.podman.rss:.1f} | {resting.podman.pss:.1f} |\n",
+            dns.render(results.dns),
         )
     )
 
@@ -226,7 +230,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    if reason := missing_privilege() or ", ".join(find_missing()):
+    if reason := missing_privilege() or ", ".join((*find_missing(), *dns.find_missing())):
         print(f"make bench: missing: {reason}; run `sudo make bench`", file=sys.stderr)
         return 1
     console = Console(stderr=options.json)
@@ -234,7 +238,7 @@ def main() -> int:
         console.print(
             f"[yellow]The machine is busy (load {load:.1f}): only the ratios mean something.[/yellow]"
         )
-    with console.status("measuring; about two minutes"):
+    with console.status("measuring; about four minutes"):
         results = asyncio.run(measure())
     machine = describe_machine(load)
     DOCUMENT.write_text(render(results, machine))
