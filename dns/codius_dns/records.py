@@ -166,6 +166,27 @@ class Answer:
     ede: Ede | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A record in somebody else's answer, as text in lower case."""
+
+    owner: str
+    rtype: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Somebody else's answer."""
+
+    rcode: int
+    authoritative: bool
+    truncated: bool
+    answer: tuple[Said, ...]
+    authority: tuple[Said, ...]
+    additional: tuple[Said, ...]
+
+
 REFUSED: Final = Answer(Rcode.REFUSED, authoritative=False, ede=Ede.NOT_AUTHORITATIVE)
 NO_TRANSFER: Final = Answer(Rcode.REFUSED, authoritative=False, ede=Ede.PROHIBITED)
 NO_SUCH_CLASS: Final = Answer(Rcode.REFUSED, authoritative=False, ede=Ede.NOT_SUPPORTED)

@@ -11,8 +11,8 @@ import dnslib
 from dnslib.dns import RDMAP
 from dnslib.label import DNSBuffer
 
-from codius_dns.errors import ZoneError
-from codius_dns.names import ROOT, labels_of
+from codius_dns.errors import DnsError, ZoneError
+from codius_dns.names import ROOT, Name, labels_of
 from codius_dns.query import (
     AA,
     DO,
@@ -21,6 +21,7 @@ from codius_dns.query import (
     HEADER_SIZE,
     MAX_UDP_EDNS,
     QR,
+    RD,
     TC,
     TWO,
     Edns,
@@ -28,6 +29,7 @@ from codius_dns.query import (
 )
 from codius_dns.records import (
     BARE,
+    CLASS_IN,
     MAX_RDATA,
     Answer,
     Cname,
@@ -37,6 +39,8 @@ from codius_dns.records import (
     Raw,
     Record,
     RecordData,
+    Reply,
+    Said,
     Soa,
     Text,
 )
@@ -227,3 +231,32 @@ def render_rdata(data: RecordData) -> bytes:
     buffer = _Plain()
     _to_dnslib(data)[1].pack(buffer)
     return bytes(buffer.data)
+
+
+# ---- asking others --------------------------------------------------------------------------------
+
+
+def render_question(ident: int, name: Name, qtype: int, *, recursive: bool) -> bytes:
+    """A question with EDNS, for a resolver (`recursive`) or for a name server."""
+    header = HEADER.pack(ident, RD if recursive else 0, 1, 0, 0, 1)
+    return (
+        header + name + TWO.pack(qtype, CLASS_IN) + _OPT_RECORD.pack(0, Qtype.OPT, MAX_UDP_EDNS, 0, 0, 0, 0)
+    )
+
+
+def parse_reply(packet: bytes) -> Reply:
+    """What another server said; DnsError when it is no DNS message."""
+    try:
+        record = dnslib.DNSRecord.parse(packet)
+        sections = [
+            tuple(
+                Said(str(rr.rname).lower(), int(rr.rtype), str(rr.rdata).lower())
+                for rr in section
+                if rr.rtype != Qtype.OPT
+            )
+            for section in (record.rr, record.auth, record.ar)
+        ]
+    except Exception as error:  # dnslib tells of what it cannot read by whatever it ran into
+        raise DnsError(f"not a DNS message: {error}") from error
+    header = record.header
+    return Reply(int(header.rcode), bool(header.aa), bool(header.tc), *sections)
