@@ -27,6 +27,7 @@ TYPES: Final = (
     Qtype.IXFR,
 )
 """Counted by name; all others together, so that no stranger can make the table grow."""
+COUNTED: Final = frozenset(TYPES)
 OTHER: Final = "other"
 TRANSPORTS: Final = ("udp", "tcp")
 RCODES: Final = tuple(Rcode)

@@ -13,9 +13,9 @@ from typing import Final
 from codius_dns import query as reader
 from codius_dns import wire
 from codius_dns.cookies import RENEW_AGE, Cookies
-from codius_dns.metrics import SIZE, Drop, slot_of, slot_of_drop
+from codius_dns.metrics import COUNTED, SIZE, Drop, slot_of, slot_of_drop
 from codius_dns.names import HASH_LABEL, Name, is_hash_in_any_case, parse_name, to_text
-from codius_dns.nodes import Kept
+from codius_dns.nodes import Kept, Node
 from codius_dns.query import HEADER_SIZE, Query
 from codius_dns.records import (
     BADVERS,
@@ -47,6 +47,7 @@ IDENTITY_TTL: Final = 0  # seconds: it is asked for to learn who answers just no
 
 _AFTER_HASH: Final = HEADER_SIZE + 1 + HASH_LABEL  # bytes, where a hash name goes on with the zone's
 _TYPE_AND_CLASS: Final = 4  # bytes after a question's name
+_ANY_OTHER: Final = b"\0\0"  # stands for all types that a node has no answer of its own to
 _SIZES: Final = tuple(bytes((size,)) for size in range(256))
 
 
@@ -131,7 +132,10 @@ class Responder:
                     return packet[:2] + head + packet[HEADER_SIZE:end] + rest
             end = packet.find(0, HEADER_SIZE) + 1
             node = self._table.locate(packet[HEADER_SIZE:end].lower())
-            kept = node.kept.get(_SIZES[end - HEADER_SIZE] + packet[2:HEADER_SIZE] + packet[end:])
+            alike = _SIZES[end - HEADER_SIZE] + packet[2:HEADER_SIZE]
+            kept = node.kept.get(alike + packet[end:])
+            if kept is None and _is_any_other(node, packet[end : end + 2]):
+                kept = node.kept.get(alike + _ANY_OTHER + packet[end + 2 :])
         except (IndexError, ValueError):
             return None  # no name: `respond` has a proper answer to that
         if kept is None:
@@ -238,11 +242,13 @@ class Responder:
         end = name_end + _TYPE_AND_CLASS
         kept = (reply[2:HEADER_SIZE], end, reply[end:], slot)
         node = self._table.locate(query.name)
-        alike = _SIZES[len(query.name)] + packet[2:HEADER_SIZE] + packet[name_end:]
-        node.kept[alike] = kept
+        asked = packet[name_end:]
+        if _is_any_other(node, asked[:2]):
+            asked = _ANY_OTHER + asked[2:]
+        node.kept[_SIZES[len(query.name)] + packet[2:HEADER_SIZE] + asked] = kept
         self._keeping.append(node.kept)
         # The commonest of all by a way of their own, in plain letters: others would be too many kinds.
-        if node is self._table.pods and packet[_AFTER_HASH:name_end].islower():
+        if node is self._table.pods and asked[:2] != _ANY_OTHER and packet[_AFTER_HASH:name_end].islower():
             self._pods[packet[2:HEADER_SIZE] + packet[_AFTER_HASH:]] = kept
             self._keeping.append(self._pods)
 
@@ -252,6 +258,12 @@ def _log(query: Query, answer: Answer, transport: Transport, asker: bytes) -> No
     name = to_text(query.name) if query.question else "-"
     who = ip_address(asker) if asker else "-"
     query_logger.info("%s %s %s TYPE%d %s", who, transport.value, name, query.qtype, answer.rcode.name)
+
+
+def _is_any_other(node: Node, qtype: bytes) -> bool:
+    """Whether this type is answered and counted with all those that nothing here is done for."""
+    number = int.from_bytes(qtype)
+    return number not in node.answers and number not in COUNTED
 
 
 def _is_plain(query: Query) -> bool:

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_dns.cookies import COOKIE, MAX_AGE, MAX_AHEAD, SECRET_LIFE, Cookies, compute_cookie
+from codius_dns.cookies import (
+    COOKIE,
+    MAX_AGE,
+    MAX_AHEAD,
+    MAX_RECENT,
+    RENEW_AGE,
+    SECRET_LIFE,
+    Cookies,
+    compute_cookie,
+)
 from codius_dns.siphash import keyed
 
 ASKER = ip_address("198.51.100.100").packed
@@ -69,6 +78,16 @@ def test_a_cookie_counts_for_an_hour(later: int, age: int | None) -> None:
     assert cookies.age(cookies.make(CLIENT, ASKER, NOW), ASKER, NOW + later) == age
 
 
+def test_a_client_gets_the_same_cookie_for_a_while_and_what_is_remembered_is_bounded() -> None:
+    cookies = Cookies()
+    first = cookies.make(CLIENT, ASKER, NOW)
+    assert cookies.make(CLIENT, ASKER, NOW + RENEW_AGE - 1) == first
+    assert cookies.make(CLIENT, ASKER, NOW + RENEW_AGE) != first
+    for number in range(MAX_RECENT + 10):
+        cookies.make(number.to_bytes(8), ASKER, NOW)
+        assert len(cookies._recent) <= MAX_RECENT
+
+
 def test_time_may_wrap_around() -> None:
     cookies = Cookies()
     assert cookies.age(cookies.make(CLIENT, ASKER, 2**32 - 5), ASKER, 2**32 + 5) == 10
@@ -100,8 +119,10 @@ def test_secrets_change_by_themselves_and_the_last_one_still_counts() -> None:
     boundary = (NOW // SECRET_LIFE + 1) * SECRET_LIFE
     before = cookies.make(CLIENT, ASKER, boundary - 1)
     assert cookies.age(before, ASKER, boundary + 1) == 2
-    after = cookies.make(CLIENT, ASKER, boundary)
-    assert after[-8:] != compute_cookie(cookies._digest(boundary - 1), CLIENT, after[8:16], ASKER)[-8:]
+    other = CLIENT[::-1]  # one that was given none before
+    after = cookies.make(other, ASKER, boundary)
+    assert after != compute_cookie(cookies._digest(boundary - 1), other, after[8:16], ASKER)
+    assert after == compute_cookie(cookies._digest(boundary), other, after[8:16], ASKER)
     for weeks in range(10):
         cookies.make(CLIENT, ASKER, boundary + weeks * SECRET_LIFE)
         assert len(cookies._digests) <= 2

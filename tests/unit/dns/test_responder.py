@@ -265,6 +265,21 @@ def test_what_a_flood_asks_is_written_once_for_all_its_names(below: str, size: i
     assert all(responder.quick(packet) is not None for packet in others)
 
 
+@pytest.mark.parametrize("name", [HASH_NAME, f"nobody.{ORIGIN}", CHALLENGE, "example"])
+def test_types_that_nothing_is_done_for_share_one_reply(name: str) -> None:
+    responder = Responder((ZONE,), {CHALLENGE: (b"one",)})
+    packets = [
+        dns.message.make_query(name, f"TYPE{number}").to_wire() for number in (1000, 0, 99, 65280, 65535)
+    ]
+    answer = responder.respond(packets[0], transport=Transport.UDP)
+    assert answer is not None
+    for packet in packets[1:]:
+        careful = Responder((ZONE,), {CHALLENGE: (b"one",)}).respond(packet, transport=Transport.UDP)
+        assert responder.quick(packet) == careful
+    for qtype in ("A", "MX", "AXFR", "ANY"):
+        assert responder.quick(dns.message.make_query(name, qtype).to_wire()) is None
+
+
 def test_a_change_of_texts_forgets_the_replies_kept() -> None:
     responder = Responder((ZONE,))
     packet = dns.message.make_query(CHALLENGE, "TXT").to_wire()
@@ -277,7 +292,7 @@ def test_a_change_of_texts_forgets_the_replies_kept() -> None:
 def test_odd_questions_cannot_fill_the_memory_with_replies() -> None:
     responder = Responder((ZONE,))
     for number in range(MAX_KEPT + 100):
-        packet = dns.message.make_query(HASH_NAME, f"TYPE{number + 1000}").to_wire()
+        packet = dns.message.make_query(HASH_NAME, "A", use_edns=0, payload=number).to_wire()
         responder.respond(packet, transport=Transport.UDP)
         assert len(responder._keeping) <= MAX_KEPT
     assert responder.quick(packet) is not None
