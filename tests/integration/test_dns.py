@@ -411,6 +411,29 @@ async def test_too_many_connections_cost_the_longest_silent_one_its_place() -> N
             await hang_up(writer)
 
 
+async def test_one_network_cannot_take_the_places_of_all() -> None:
+    query = dns.message.make_query(HASH_NAME, "A")
+    message = len(query.to_wire()).to_bytes(2) + query.to_wire()
+    async with running(replace(CONFIG, tcp=TcpLimits(connections=9, per_network=2))) as (endpoint,):
+
+        async def open_from(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection(
+                endpoint.address, endpoint.port, local_addr=(address, 0)
+            )
+            writer.write(message)
+            await receive(reader)
+            return reader, writer
+
+        elsewhere = await open_from("127.9.9.9")
+        greedy = [await open_from(f"127.0.0.{number}") for number in (1, 2, 3)]
+        assert await is_hung_up(greedy[0][0])
+        for reader, writer in (elsewhere, *greedy[1:]):
+            writer.write(message)
+            assert query.is_response(dns.message.from_wire(await receive(reader)))
+        for _, writer in (elsewhere, *greedy):
+            await hang_up(writer)
+
+
 async def test_stopping_hangs_up_and_frees_the_port() -> None:
     async with running() as (endpoint,):
         reader, writer = await connect(endpoint)

@@ -247,6 +247,27 @@ def test_a_kept_reply_is_the_one_that_would_be_written(
         assert kept == careful.respond(bytes(packet), transport=Transport.UDP)
 
 
+@pytest.mark.parametrize(
+    ("name", "qclass"),
+    [
+        *(
+            (f"{label}.{ORIGIN}", "IN")
+            for label in ("1" * 52, "a" * 51 + "_", "a" * 51 + "8", "-" + "a" * 51)
+        ),
+        (f"x.{HASH_NAME}", "IN"),
+        ("ab.server", "CH"),  # as long as id.server, and as little a node
+        ("id.server", "IN"),
+    ],
+)
+@pytest.mark.parametrize("qtype", ["A", "TXT"])
+def test_what_only_looks_like_a_question_answered_before_is_not_taken_for_it(
+    name: str, qclass: str, qtype: str
+) -> None:
+    packet = dns.message.make_query(name, qtype, qclass, use_edns=0, payload=4096).to_wire()
+    careful = Responder((ZONE,), {CHALLENGE: (b"one", b"two")}, identity=Identity(b"me"))
+    assert WARM.quick(packet) in (None, careful.respond(packet, transport=Transport.UDP))
+
+
 @given(st.binary(max_size=600))
 def test_any_bytes_are_too_much_for_nothing(packet: bytes) -> None:
     WARM.quick(packet)
@@ -286,6 +307,11 @@ def test_a_change_of_texts_forgets_the_replies_kept() -> None:
     responder.respond(packet, transport=Transport.UDP)
     assert responder.quick(packet) is not None
     responder.publish_texts({CHALLENGE: (b"one",)})
+    assert responder.quick(packet) is None
+    packet = dns.message.make_query(HASH_NAME, "TXT").to_wire()
+    responder.respond(packet, transport=Transport.UDP)
+    assert responder.quick(packet) is not None
+    responder.publish_texts({HASH_NAME: (b"one",)})  # now one hash name is unlike all others
     assert responder.quick(packet) is None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -95,9 +96,33 @@ def test_packets_without_an_answer_leave_no_gap_and_no_confusion(listener: socke
             assert batch.exchange(lambda _: None, answer) == (BATCH, 0)
             for index, sock in enumerate(askers):
                 assert received(sock) == ([b"%d%d" % (index, index)] if index % keep == 0 else [])
+            # A few packets, then many, all answered quickly, right after a batch with gaps.
+            for some in (3, BATCH):
+                for index, sock in enumerate(askers[:some]):
+                    sock.send(b"%d" % index)
+                assert batch.exchange(lambda packet: packet, lambda *_: None) == (some, 0)
+                for index, sock in enumerate(askers[:some]):
+                    assert received(sock) == [b"%d" % index]
     finally:
         for sock in askers:
             sock.close()
+
+
+def test_answers_leave_by_route_and_not_by_the_interface_of_arrival(
+    listener: socket.socket, asker: socket.socket
+) -> None:
+    """What the kernel is given back says from which address, and nothing of an interface."""
+    batch = batch_on(listener)
+    for _ in range(3):
+        asker.send(b"x")
+    batch.exchange(lambda packet: packet, lambda *_: None)
+    assert len(received(asker)) == 3
+    room = len(batch._controls) // BATCH
+    for index in range(3):
+        interface, source = struct.unpack_from("=i4s", batch._controls, index * room + 16)
+        assert interface == 0
+        if listener.getsockname()[0] == "0.0.0.0":
+            assert source == b"\x7f\0\0\1"
 
 
 def test_a_packet_longer_than_any_question_is_cut_and_nothing_beside_it_is_touched(
