@@ -1,7 +1,8 @@
 """Batches of datagrams: recvmmsg(2) and sendmmsg(2), which Python has no door to, by ctypes.
 
-Everything is allocated once. The structures are written once too, apart from the lengths; addresses and
-control messages are filled in by the kernel and given back to it as they are, and never become objects.
+Everything is allocated once, and the structures are written once, apart from where answers begin and end.
+Addresses and control messages are filled in by the kernel and given back to it as they are, and never become
+objects.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from ipaddress import IPv6Address
 from itertools import accumulate
-from typing import Final
+from typing import Final, cast
 
 MAX_QUERY: Final = 1232  # bytes read of a packet: what our own OPT records say we take
 MAX_REPLY: Final = 1232  # bytes
@@ -136,28 +137,28 @@ class Batch:
         queries = self._queries_view[: count * MAX_QUERY].tobytes()  # one copy, and cheap slices of it
         replies = [quick(queries[at : at + length]) for at, length in zip(_STARTS, lengths, strict=False)]
         if None not in replies:
-            return count, self._send(replies, range(count) if self._moved else None)
+            return count, self._send(cast(list[bytes], replies), range(count) if self._moved else None)
         for index, reply in enumerate(replies):
             if reply is None:
                 at = index * MAX_QUERY
                 replies[index] = other(queries[at : at + lengths[index]], index)
         askers = [index for index, reply in enumerate(replies) if reply is not None]
-        return count, self._send([replies[index] for index in askers], askers)
+        return count, self._send([reply for reply in replies if reply is not None], askers)
 
     def asker(self, index: int) -> bytes:
         """The packed address that a packet of the last batch came from."""
         at = index * _ADDRESS_ROOM
         return bytes(self._peers[at + 8 : at + 24] if self._ipv6 else self._peers[at + 4 : at + 8])
 
-    def _send(self, replies: Sequence[bytes | None], askers: Sequence[int] | None) -> int:
-        """Send the replies, none of them None; how many nobody took.
+    def _send(self, replies: Sequence[bytes], askers: Sequence[int] | None) -> int:
+        """Send the replies; how many nobody took.
 
         `askers`: the places of their packets; None: each reply is where its packet was.
         """
         if askers is not None:
             self._address(askers)
-        sizes = array("Q", map(len, replies))  # type: ignore[arg-type]
-        written = b"".join(replies)  # type: ignore[arg-type]
+        sizes = array("Q", map(len, replies))
+        written = b"".join(replies)
         self._replies_view[: len(written)] = written
         starts = array("Q", accumulate(sizes, initial=self._replies_at))
         self._reply_starts[: len(sizes)] = memoryview(starts)[:-1]

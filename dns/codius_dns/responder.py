@@ -13,6 +13,7 @@ from typing import Final
 from codius_dns import query as reader
 from codius_dns import wire
 from codius_dns.cookies import RENEW_AGE, Cookies
+from codius_dns.errors import DnsStartError
 from codius_dns.metrics import COUNTED, SIZE, Drop, slot_of, slot_of_drop
 from codius_dns.names import HASH_LABEL, Name, is_hash_in_any_case, parse_name, to_text
 from codius_dns.nodes import Kept, Node
@@ -63,6 +64,10 @@ class Identity:
     """What is told of the machine: nothing, unless its operator gave it a name (RFC 5001, RFC 4892)."""
 
     nsid: bytes = b""
+
+    def __post_init__(self) -> None:
+        if len(self.nsid) > MAX_NSID:
+            raise DnsStartError(f"a name of {len(self.nsid)} bytes for this machine: {MAX_NSID} are possible")
 
     def chaos(self) -> Mapping[Name, Answer]:
         """The answers of class CHAOS; who asks for versions looks for holes, and is refused."""

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from codius_dns import query as reader
 from codius_dns.cookies import MAX_AGE, RENEW_AGE, Cookies
+from codius_dns.errors import DnsStartError
 from codius_dns.metrics import Drop, slot_of, slot_of_drop
 from codius_dns.records import Ede, Rcode
-from codius_dns.responder import MAX_KEPT, MAX_LOGGED_FAULTS, Identity, Responder, Transport
+from codius_dns.responder import MAX_KEPT, MAX_LOGGED_FAULTS, MAX_NSID, Identity, Responder, Transport
 from codius_dns.zone import MAX_ADDRESSES
 from tests.unit.dns.zones import CHALLENGE, HASH_NAME, IPV4, ORIGIN, ZONE
 
@@ -403,6 +404,12 @@ def test_a_question_for_a_cookie_alone_gets_one() -> None:
     assert message.rcode() == dns.rcode.NOERROR
     assert (message.question, message.answer) == ([], [])
     assert cookie_in(message)
+
+
+def test_a_machine_may_not_have_a_name_longer_than_answers_have_room_for() -> None:
+    Identity(b"x" * MAX_NSID)
+    with pytest.raises(DnsStartError):
+        Identity(b"x" * (MAX_NSID + 1))
 
 
 def test_who_we_are_is_told_when_the_operator_said_so_and_only_then() -> None:
