@@ -29,7 +29,7 @@ from codius_dns.zone import MAX_RECORDS
 
 SUFFIX: Final = ".zone"
 """Of the files in a directory of zones; what is before it is the zone's origin."""
-MAX_FILE: Final = 1 << 20  # bytes: four thousand records of some hundred, and room for comments
+MAX_FILE: Final = 1 << 19  # bytes: a thousand records of some hundred, and room for comments
 DEFAULT_TTL: Final = 3600  # seconds, for records before any TTL was given
 
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

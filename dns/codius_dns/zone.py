@@ -14,9 +14,9 @@ MAX_ZONES: Final = 64  # a small host's; each has its own prebuilt answers
 MAX_ADDRESSES: Final = 8  # of each family: more would let a small question fetch a large answer
 MAX_NAMESERVERS: Final = 8  # the same
 MAX_ISSUERS: Final = 8  # certificate authorities in CAA; the same
-MAX_RECORDS: Final = 4000
+MAX_RECORDS: Final = 1000
 """Static records of all zones together: files by hand, not a hosting provider's. A challenge's value makes
-all answers anew, and has to be seen within a tenth of a second."""
+all answers anew, in every worker, and has to be seen within a tenth of a second."""
 
 
 @dataclass(frozen=True, slots=True)
