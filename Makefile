@@ -8,9 +8,10 @@ SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # From the distribution. python3-nftables exists only there, so the venv sees the system's packages.
 PACKAGES      := podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
-TEST_PACKAGES := docker-registry bind9-dnsutils conntrack iptables ufw firewalld dbus-daemon
+TEST_PACKAGES := docker-registry bind9-dnsutils conntrack iptables ufw firewalld dbus-daemon knot
 # Debian starts and enables what it installs. A firewall that comes up by itself locks its owner out.
-TEST_SERVICES := docker-registry ufw firewalld
+TEST_SERVICES := docker-registry ufw firewalld knot
+BENCH_PACKAGES := dnsperf
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test demo test check fmt unit system bench docs install clean
@@ -41,6 +42,7 @@ system: setup-test ## only the tests with real podman and a real kernel
 	@$(BIN)/pytest -m system
 
 bench: setup-test ## measure, and write docs/benchmarks.md
+	@$(call install,$(BENCH_PACKAGES))
 	@$(BIN)/python -m tests.bench
 
 docs: setup ## write again what is generated from the code

@@ -11,11 +11,16 @@ from codius_dns.errors import ZoneError
 Name = NewType("Name", bytes)
 """Length-prefixed labels and the root's zero, ASCII letters in lower case (RFC 4034 section 6.2)."""
 
+ROOT: Final = Name(b"\0")
 MAX_LABEL: Final = 63  # bytes, RFC 1035 section 2.3.4
 MAX_NAME: Final = 255  # bytes on the wire with the root's zero, RFC 1035 section 2.3.4
 HASH_LABEL: Final = 52  # characters of a manifest hash: 256 bits in base32 without padding
 
+WILDCARD: Final = b"\1*"  # the label that stands for every name not there, RFC 4592 section 2.1.1
+
 _OUR_LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+is_hash_in_any_case: Final = re.compile(rb"[A-Za-z2-7]{%d}" % HASH_LABEL).match
+"""The same for letters as they came, from a place in a packet on."""
 _HASH: Final = re.compile(rb"[a-z2-7]{%d}" % HASH_LABEL)
 
 
@@ -29,6 +34,17 @@ def parse_name(text: str) -> Name:
                 hint="Write international names in their xn-- form.",
             )
     wire = b"".join(bytes((len(label),)) + label.encode("ascii") for label in labels) + b"\0"
+    if len(wire) > MAX_NAME:
+        raise ZoneError(f"{text!r} is longer than a DNS name may be")
+    return Name(wire)
+
+
+def parse_owner(text: str) -> Name:
+    """The name of a record in a zone file: as in the settings, or with `*` for its first label (RFC 4592)."""
+    star, dot, rest = text.partition(".")
+    if star != "*" or not dot:
+        return parse_name(text)
+    wire = WILDCARD + parse_name(rest)
     if len(wire) > MAX_NAME:
         raise ZoneError(f"{text!r} is longer than a DNS name may be")
     return Name(wire)
@@ -68,6 +84,15 @@ def ancestors(name: Name) -> Iterator[Name]:
         yield Name(name[at:])
 
 
+def to_text(name: bytes) -> str:
+    r"""For people: the dot at the end, bytes outside hosts' letters as \DDD (RFC 1035 section 5.1)."""
+    return "".join(f"{_escape(label)}." for label in labels_of(name)) or "."
+
+
+def _escape(label: bytes) -> str:
+    return "".join(chr(c) if (c < 128 and chr(c).isalnum()) or c in b"-_*" else f"\\{c:03d}" for c in label)
+
+
 def is_within(name: Name, origin: Name) -> bool:
     """Whether the name is the origin or below it, label by label: a label may *contain* what looks it."""
     surplus = len(name) - len(origin)
@@ -79,11 +104,11 @@ def is_within(name: Name, origin: Name) -> bool:
     return at == surplus
 
 
+def is_hash_label(name: bytes, at: int) -> bool:
+    """Whether the label of a name that begins there is a well-formed manifest hash."""
+    return name[at] == HASH_LABEL and _HASH.match(name, at + 1) is not None
+
+
 def is_hash_name(name: Name, origin: Name) -> bool:
     """Whether the name is a well-formed manifest hash directly under the origin."""
-    return (
-        len(name) == 1 + HASH_LABEL + len(origin)
-        and name[0] == HASH_LABEL
-        and name.endswith(origin)
-        and _HASH.match(name, 1) is not None
-    )
+    return len(name) == 1 + HASH_LABEL + len(origin) and name.endswith(origin) and is_hash_label(name, 0)

@@ -6,15 +6,22 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
+from codius_dns import metrics
+from codius_dns.cookies import Cookies
 from codius_dns.errors import DnsStartError
-from codius_dns.responder import Responder
-from codius_dns.sockets import Endpoint, Listener, open_listeners
+from codius_dns.exporter import MAX_REQUEST, Exporter
+from codius_dns.limits import RateLimit
+from codius_dns.responder import Identity, Responder
+from codius_dns.sockets import Endpoint, Listener, open_listeners, open_local
 from codius_dns.tcp import TcpLimits, TcpService
+from codius_dns.texts import Texts, TextsReader
 from codius_dns.udp import UdpService
 from codius_dns.zone import Zone
 
@@ -24,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 MAX_WORKERS: Final = 64
+MAX_RATE: Final = 1_000_000  # answers per second and network: more than a worker can give
+COUNT_INTERVAL: Final = 1.0  # seconds between a worker's reports of what it counted
 
 Ready = Callable[[tuple[Endpoint, ...]], object]
 """Told once, when every question will be answered, where they can be asked."""
@@ -33,15 +42,86 @@ Ready = Callable[[tuple[Endpoint, ...]], object]
 class DnsConfig:
     """Everything the responder has to know, and nothing it could find out itself."""
 
-    zone: Zone
+    zones: tuple[Zone, ...]
     addresses: tuple[str, ...] = ("127.0.0.1",)  # IP literals; `::` is IPv6 alone, name 0.0.0.0 beside it
     port: int = 53  # of both UDP and TCP; 0: one the kernel picks
     workers: int = 1  # processes on one port
     tcp: TcpLimits = field(default_factory=TcpLimits)
+    rate_limit: int = 0  # answers over UDP per second to one network, from all workers together; 0: no limit
+    identity: Identity = field(default_factory=Identity)
+    texts_socket: Path | None = None  # whose TXT values we follow
+    metrics: Endpoint | None = None  # where they can be read
+    log_queries: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.workers <= MAX_WORKERS:
             raise DnsStartError(f"{self.workers} DNS workers: between 1 and {MAX_WORKERS} are possible")
+        if not 0 <= self.rate_limit <= MAX_RATE:
+            raise DnsStartError(f"a rate limit of {self.rate_limit}: between 0 and {MAX_RATE} are possible")
+
+    def build_responder(self) -> Responder:
+        return Responder(self.zones, identity=self.identity, cookies=Cookies(), log_queries=self.log_queries)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What one worker serves with; all of it made before the workers part."""
+
+    config: DnsConfig
+    responder: Responder
+    listeners: Sequence[Listener]
+    board: metrics.Board
+    index: int = 0
+    exporter: socket.socket | None = None  # the first one's: it tells the sum of all
+
+    async def serve(self, ready: Ready, stop: asyncio.Event) -> None:
+        """Answer until `stop` is set. Takes over the sockets."""
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as undo:
+            for listener in self.listeners:
+                undo.callback(listener.close)
+            if self.config.texts_socket is not None:
+                reader = TextsReader(self.config.texts_socket, self._publish)
+                undo.push_async_callback(_cancel, loop.create_task(reader.run(), name="texts"))
+            if self.exporter is not None:
+                exporter = Exporter(self._render)
+                server = await asyncio.start_server(exporter.serve, sock=self.exporter, limit=MAX_REQUEST)
+                undo.callback(server.close)
+            undo.push_async_callback(_cancel, loop.create_task(self._report(), name="metrics"))
+            tcp = TcpService(self.responder, self.config.tcp)
+            servers = [await loop.create_server(tcp.connect, sock=each.tcp) for each in self.listeners]
+            share = -(
+                -self.config.rate_limit // self.config.workers
+            )  # the kernel spreads askers over workers
+            for listener in self.listeners:
+                limit = RateLimit(share) if share else None
+                udp = UdpService(listener.udp, self.responder, limit)
+                udp.start()
+                undo.callback(udp.stop)
+            endpoints = tuple(listener.endpoint for listener in self.listeners)
+            for endpoint in endpoints:
+                logger.info("answering DNS on %s port %d", endpoint.address, endpoint.port)
+            ready(endpoints)
+            try:
+                await stop.wait()
+            finally:
+                for each in servers:
+                    each.close()
+                await tcp.aclose()
+        logger.info("stopped answering DNS")
+
+    def _publish(self, texts: Texts) -> None:
+        self.responder.publish_texts(texts.values, texts.serial)
+
+    def _render(self) -> bytes:
+        self.board.write(self.index, self.responder.counts)
+        return metrics.render(self.board.sums(), self.config.workers)
+
+    async def _report(self) -> None:
+        """Show the others what was counted here."""
+        while True:
+            self.board.write(self.index, self.responder.counts)
+            await asyncio.sleep(COUNT_INTERVAL)
 
 
 async def serve(
@@ -52,54 +132,37 @@ async def serve(
     `responder` is for a caller that publishes TXT values to it.
     """
     (listeners,) = open_listeners(config.addresses, config.port)
-    await _serve(listeners, responder or Responder(config.zone), config.tcp, ready, stop)
+    with ExitStack() as undo:
+        undo.callback(_close, listeners)
+        exporter = None if config.metrics is None else undo.enter_context(open_local(config.metrics))
+        worker = Worker(
+            config, responder or config.build_responder(), listeners, metrics.Board(1), exporter=exporter
+        )
+        await worker.serve(ready, stop)
 
 
 def run(config: DnsConfig, *, drop_privileges: Callable[[], None] | None = None) -> int:
     """Answer until SIGTERM or SIGINT; the process's exit status. Raises DnsStartError."""
+    responder = config.build_responder()
     sets = open_listeners(config.addresses, config.port, workers=config.workers)
     with ExitStack() as undo:
         for listeners in sets:
             undo.callback(_close, listeners)
+        exporter = None if config.metrics is None else undo.enter_context(open_local(config.metrics))
         if drop_privileges is not None:
             drop_privileges()
-        responder = Responder(config.zone)
-        if config.workers == 1:
-            asyncio.run(_serve_until_signal(sets[0], responder, config.tcp))
+        board = metrics.Board(config.workers)
+        workers = [
+            Worker(config, responder, listeners, board, index, None if index else exporter)
+            for index, listeners in enumerate(sets)
+        ]
+        if len(workers) == 1:
+            asyncio.run(_serve_until_signal(workers[0]))
             return 0
-        return _run_workers(sets, responder, config.tcp)
+        return _run_workers(workers)
 
 
-async def _serve(
-    listeners: Sequence[Listener], responder: Responder, limits: TcpLimits, ready: Ready, stop: asyncio.Event
-) -> None:
-    """Takes over the listeners' sockets."""
-    loop = asyncio.get_running_loop()
-    with ExitStack() as undo:
-        for listener in listeners:
-            undo.callback(listener.close)
-        tcp = TcpService(responder, limits)
-        servers = [await loop.create_server(tcp.connect, sock=listener.tcp) for listener in listeners]
-        for listener in listeners:
-            udp = UdpService(listener.udp, responder)
-            udp.start()
-            undo.callback(udp.stop)
-        endpoints = tuple(listener.endpoint for listener in listeners)
-        for endpoint in endpoints:
-            logger.info("answering DNS on %s port %d", endpoint.address, endpoint.port)
-        ready(endpoints)
-        try:
-            await stop.wait()
-        finally:
-            for server in servers:
-                server.close()
-            await tcp.aclose()
-    logger.info("stopped answering DNS")
-
-
-async def _serve_until_signal(
-    listeners: Sequence[Listener], responder: Responder, limits: TcpLimits, parent: int | None = None
-) -> None:
+async def _serve_until_signal(worker: Worker, parent: int | None = None) -> None:
     """`parent` is a pipe that ends when the parent process does, however it does."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -109,27 +172,27 @@ async def _serve_until_signal(
         loop.add_reader(parent, stop.set)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        await _serve(listeners, responder, limits, lambda _: None, stop)
+        await worker.serve(lambda _: None, stop)
     finally:
         if parent is not None:
             loop.remove_reader(parent)
 
 
-def _run_workers(sets: Sequence[Sequence[Listener]], responder: Responder, limits: TcpLimits) -> int:
-    """One process per set of listeners, until a signal, or until one of them dies: then all stop."""
+def _run_workers(workers: Sequence[Worker]) -> int:
+    """One process per worker, until a signal, or until one of them dies: then all stop."""
     watched = {*STOP_SIGNALS, signal.SIGCHLD}
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # kept for sigwait, however early they come
     alive, keep = os.pipe()
     try:
-        workers = [_fork_worker(sets, index, responder, limits, alive, keep) for index in range(len(sets))]
-        for listeners in sets:
-            _close(listeners)  # a dead worker's share must not queue up in a socket nobody reads
+        pids = [_fork(workers, worker, alive, keep) for worker in workers]
+        for worker in workers:
+            _close(worker.listeners)  # a dead worker's share must not queue up in a socket nobody reads
         received = signal.sigwait(watched)
         if received == signal.SIGCHLD:
             logger.error("a DNS worker died; the others stop too, so that all can be started again")
-        for pid in workers:
+        for pid in pids:
             os.kill(pid, signal.SIGTERM)
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in workers]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         return int(received == signal.SIGCHLD or any(statuses))
     finally:
         os.close(alive)
@@ -137,29 +200,28 @@ def _run_workers(sets: Sequence[Sequence[Listener]], responder: Responder, limit
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _fork_worker(
-    sets: Sequence[Sequence[Listener]],
-    index: int,
-    responder: Responder,
-    limits: TcpLimits,
-    alive: int,
-    keep: int,
-) -> int:
+def _fork(workers: Sequence[Worker], worker: Worker, alive: int, keep: int) -> int:
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
         os.close(keep)
-        for other, listeners in enumerate(sets):
-            if other != index:
-                _close(listeners)
-        asyncio.run(_serve_until_signal(sets[index], responder, limits, parent=alive))
+        for other in workers:
+            if other is not worker:
+                _close(other.listeners)
+        asyncio.run(_serve_until_signal(worker, parent=alive))
         status = 0
     except BaseException:
         logger.exception("a DNS worker failed")
     finally:
         os._exit(status)  # never back into the parent's code
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def _close(listeners: Sequence[Listener]) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 from codius_dns.errors import DnsStartError
 
 TCP_BACKLOG: Final = 128  # connections the kernel keeps for us until we accept them
+LOCAL_BACKLOG: Final = 8  # the same for the metrics
 UDP_RECEIVE_BUFFER: Final = 1 << 20  # bytes the kernel keeps for us in a burst; it may grant less
 PORT_ATTEMPTS: Final = 20  # times port 0 may pick a TCP port whose UDP twin is taken
 
@@ -60,6 +61,18 @@ def open_listeners(addresses: Sequence[str], port: int, *, workers: int = 1) -> 
             sets.append(listeners)
         undo.pop_all()
     return sets
+
+
+def open_local(endpoint: Endpoint) -> socket.socket:
+    """A listening TCP socket for something of this machine, apart from DNS."""
+    try:
+        return socket.create_server(
+            (endpoint.address, endpoint.port),
+            family=socket.AF_INET6 if ":" in endpoint.address else socket.AF_INET,
+            backlog=LOCAL_BACKLOG,
+        )
+    except OSError as error:
+        raise _start_error(error, endpoint.address, endpoint.port) from error
 
 
 def _open_set(addresses: Sequence[str], port: int, *, shared: bool) -> list[Listener]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
+from codius_dns.limits import network_of
+from codius_dns.query import HEADER_SIZE
 from codius_dns.responder import Responder, Transport
-from codius_dns.wire import HEADER_SIZE
 
 MAX_QUERY: Final = 4096  # bytes of one message: no honest question comes near
 MAX_CONNECTIONS: Final = 128  # per worker; beyond that the longest silent one makes room
+MAX_PER_NETWORK: Final = 16  # of these for one network, so that nobody alone can take the places of all
 IDLE_TIMEOUT: Final = 10.0  # seconds without a complete question, "of the order of seconds" (section 6.2.3)
 WRITE_BUFFER: Final = 16384  # bytes of answers not taken before we stop reading from that asker
 STOP_TIMEOUT: Final = 2.0  # seconds for the last answers to leave when we stop
@@ -21,6 +26,7 @@ class TcpLimits:
     """How much of one process all askers over TCP may take together."""
 
     connections: int = MAX_CONNECTIONS
+    per_network: int = MAX_PER_NETWORK
     idle_timeout: float = IDLE_TIMEOUT
 
 
@@ -31,6 +37,7 @@ class TcpService:
         self.responder: Final = responder
         self.limits: Final = limits
         self._connections: dict[Connection, None] = {}
+        self._networks: Counter[bytes] = Counter()
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -42,12 +49,19 @@ class TcpService:
         return Connection(self)
 
     def add(self, connection: Connection) -> None:
-        while len(self._connections) >= self.limits.connections:
-            longest_silent = next(iter(self._connections))
-            self.remove(longest_silent)
-            longest_silent.end()
+        if self._networks[connection.network] >= self.limits.per_network:
+            self._end_first(lambda other: other.network == connection.network)
+        if len(self._connections) >= self.limits.connections:
+            self._end_first(lambda _: True)
         self._connections[connection] = None
+        self._networks[connection.network] += 1
         self._empty.clear()
+
+    def _end_first(self, condition: Callable[[Connection], bool]) -> None:
+        """End the longest silent of those."""
+        longest_silent = next(filter(condition, self._connections))
+        self.remove(longest_silent)
+        longest_silent.end()
 
     def touch(self, connection: Connection) -> None:
         if connection in self._connections:
@@ -55,7 +69,9 @@ class TcpService:
             self._connections[connection] = None
 
     def remove(self, connection: Connection) -> None:
-        self._connections.pop(connection, None)
+        if connection in self._connections:
+            del self._connections[connection]
+            self._networks -= Counter((connection.network,))  # those at zero go: no stranger leaves a trace
         if not self._connections:
             self._empty.set()
 
@@ -76,6 +92,8 @@ class Connection(asyncio.BufferedProtocol):
 
     _transport: asyncio.Transport
     _timer: asyncio.TimerHandle
+    _asker: bytes
+    network: bytes  # the prefix of the asker's address that counts as one
 
     def __init__(self, service: TcpService) -> None:
         self._service = service
@@ -86,6 +104,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio's own promise for streams
         self._transport = transport
+        peer = transport.get_extra_info("peername")  # None when it has gone again already
+        self._asker = ip_address(peer[0].partition("%")[0]).packed if peer else b""
+        self.network = network_of(self._asker)
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + self._service.limits.idle_timeout
@@ -113,7 +134,7 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 packet = bytes(self._buffer[at + 2 : at + 2 + size])
                 at += 2 + size
-                answer = self._service.responder.respond(packet, transport=Transport.TCP)
+                answer = self._service.responder.respond(packet, transport=Transport.TCP, asker=self._asker)
                 if answer is None:
                     understood = False  # an answer sent to us: whoever does that wants nothing good
                 else:

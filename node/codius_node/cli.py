@@ -45,7 +45,7 @@ OPERATOR_COMMANDS: Final = {
     "run": "the whole host with one command: node, front door and DNS",
     "node": "the node alone: API, pods, network (root)",
     "proxy": "the front door alone (no privilege)",
-    "dns": "the DNS responder alone (no privilege)",
+    "dns": "the DNS responder alone (no privilege); `dns check` looks at the delegation",
     "doctor": "look at this machine, and name what would keep a host from working",
     "pods": "list the pods of the node on this machine; with HASH, ask a host about one",
     "policy": "whom pods reach on the network: show it, change it, try it out in a pod",
@@ -146,8 +146,21 @@ def _build_parser() -> argparse.ArgumentParser:
         command.set_defaults(handler=handler)
         return command
 
-    for name in ("run", "node", "proxy", "dns"):
+    for name in ("run", "node", "proxy"):
         _add_env_file(add(name, _serve))
+    dns = add("dns", _serve)
+    _add_env_file(dns)
+    check = dns.add_subparsers(metavar="check").add_parser(
+        "check", description="Look at a zone as a resolver sees it, and say what to enter at the registrar."
+    )
+    check.set_defaults(handler=_check_dns)
+    check.add_argument(
+        "zone", nargs="?", metavar="ZONE", help="one of the zones served here (default: the host's)"
+    )
+    check.add_argument(
+        "--resolver", metavar="IP", help="the resolver to begin with (default: this machine's)"
+    )
+    _add_env_file(check)
 
     doctor = add("doctor", _doctor)
     _add_env_file(doctor)
@@ -346,6 +359,19 @@ def _serve(arguments: argparse.Namespace) -> int:
             from codius_node import edge
 
             return edge.dns(settings)
+
+
+def _check_dns(arguments: argparse.Namespace) -> int:
+    from codius_dns.errors import DnsError
+    from codius_node import delegation, edge
+
+    settings = config.load(read_environ(arguments.env_file))
+    try:
+        zone = delegation.find_zone(edge.dns_zones(settings, serial=1), arguments.zone)
+        well = delegation.check(zone, arguments.resolver, print)
+    except DnsError as error:
+        raise SettingsError(error.message, hint=error.hint) from error
+    return 0 if well else FAILED
 
 
 def _start_logging(settings: Settings) -> None:

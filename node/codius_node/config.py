@@ -33,6 +33,10 @@ HOST_PATTERN: Final = re.compile(
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 MAX_PROXY_WORKERS: Final = 64
 """Workers; more than the CPUs of any machine this is meant for is a typing error."""
+MAX_DNS_WORKERS: Final = 64
+"""The same for the DNS responder's."""
+MAX_DNS_NSID: Final = 64
+"""Bytes; it goes into answers over UDP."""
 POD_POOL_PREFIXES: Final = range(16, 29)
 """A pool of /16 (65 000 pods) down to /28 (a dozen)."""
 MAX_CONNECTIONS: Final = 100_000
@@ -123,6 +127,23 @@ def _path(value: str) -> Path:
     if not path.is_absolute():
         raise ValueError
     return path
+
+
+def _optional_path(value: str) -> Path | None:
+    return _path(value) if value else None
+
+
+def _identity(value: str) -> str:
+    if len(value) > MAX_DNS_NSID or not value.isascii() or not value.isprintable():
+        raise ValueError
+    return value
+
+
+def _listener(value: str) -> tuple[IPv4Address | IPv6Address, int] | None:
+    if not value:
+        return None
+    address, _, port = value.rpartition(":")
+    return ip_address(address.removeprefix("[").removesuffix("]")), _integer(1, 65535)(port)
 
 
 def _socket(value: str) -> Path:
@@ -443,6 +464,56 @@ class Settings:
         "host names, divided by commas",
         "Names of the zone's name servers. Unset: ns1 below the host's name.",
     )
+    dns_workers: int = _setting(
+        "CODIUS_DNS_WORKERS",
+        _integer(1, MAX_DNS_WORKERS),
+        "1",
+        "a number from 1 to 64",
+        "Processes of the DNS responder; one answers some hundred thousand questions a second.",
+    )
+    dns_rate_limit: int = _setting(
+        "CODIUS_DNS_RATE_LIMIT",
+        _integer(0, 1_000_000),
+        "200",
+        "a number of answers per second; 0: no limit",
+        "DNS answers over UDP that one network (/24, /56) gets per second, so that nobody can aim them at"
+        " others. Askers with a cookie and over TCP are exempt.",
+    )
+    dns_zones: Path | None = _setting(
+        "CODIUS_DNS_ZONES",
+        _optional_path,
+        "",
+        "an absolute path",
+        "Directory of zone files, named ZONE.zone: records of your own for the host's name, and other zones.",
+    )
+    dns_issuers: tuple[str, ...] = _setting(
+        "CODIUS_DNS_CAA",
+        _each(_name),
+        "",
+        "domain names, divided by commas",
+        "Certificate authorities that may issue for the host's names, such as letsencrypt.org. Unset: any.",
+    )
+    dns_nsid: str = _setting(
+        "CODIUS_DNS_NSID",
+        _identity,
+        "",
+        "up to 64 printable ASCII characters",
+        "Name of this machine that DNS tells who asks for it (NSID, id.server). Unset: nobody is told.",
+    )
+    dns_metrics: tuple[IPv4Address | IPv6Address, int] | None = _setting(
+        "CODIUS_DNS_METRICS",
+        _listener,
+        "",
+        "an IP address and a port, such as 127.0.0.1:9153 or [::1]:9153",
+        "Where the DNS responder's counters can be read by Prometheus, at /metrics. Unset: nowhere.",
+    )
+    dns_query_log: bool = _setting(
+        "CODIUS_DNS_QUERY_LOG",
+        _boolean,
+        "false",
+        "true or false",
+        "Whether every DNS question is logged, with who asked. Slow, and about people: to find a fault.",
+    )
     chosen_public_addresses: tuple[IPv4Address | IPv6Address, ...] = _setting(
         "CODIUS_PUBLIC_ADDRESSES",
         _each(ip_address),
@@ -479,6 +550,12 @@ class Settings:
     def dns_ip(self) -> IPv4Address | IPv6Address:
         """As chosen, or where the front door is."""
         return self.chosen_dns_ip or self.bind_ip
+
+    @property
+    def dns_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """Where the responder listens: everywhere means IPv6 too, when the host has an address there."""
+        everywhere = self.dns_ip == EVERYWHERE and any(ip.version == 6 for ip in self.public_addresses)
+        return (self.dns_ip, ip_address("::")) if everywhere else (self.dns_ip,)
 
     @property
     def public_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
@@ -519,6 +596,11 @@ class Settings:
     def feed_socket(self) -> Path:
         """The route table, for the front door's workers."""
         return self.run / "feed.sock"
+
+    @property
+    def texts_socket(self) -> Path:
+        """The TXT values of running challenges, for the DNS responder's workers."""
+        return self.run / "texts.sock"
 
 
 DECLARED: Final[Mapping[str, Setting]] = {f.name: f.metadata["setting"] for f in fields(Settings)}

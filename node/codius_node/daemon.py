@@ -25,7 +25,7 @@ from codius_node.doors import ContainerEngine, Network
 from codius_node.egress import EgressRules, find_egress
 from codius_node.engine import Engine
 from codius_node.errors import SettingsError
-from codius_node.feed import Feed
+from codius_node.feed import Feed, TextFeed
 from codius_node.firewalls import report_blockers
 from codius_node.hoststats import HostStats
 from codius_node.model import Pod, Target
@@ -57,6 +57,7 @@ class Node:
     engine: Engine
     store: Store
     feed: Feed
+    texts: TextFeed
     reconciler: Reconciler
 
 
@@ -108,6 +109,10 @@ async def open_node(
         await feed.start(settings.feed_socket)
         stack.push_async_callback(feed.aclose)
         _share(settings.feed_socket)
+        texts = TextFeed()
+        await texts.start(settings.texts_socket)
+        stack.push_async_callback(texts.aclose)
+        settings.texts_socket.chmod(0o666)  # what DNS tells the world is no secret here
         public = api.build_app(engine=engine, peers=peers, host=host, settings=settings, started_at=clock())
         await _listen(public, settings.api_socket, stack)
         _share(settings.api_socket)
@@ -118,7 +123,7 @@ async def open_node(
             await _listen_tcp(operators, settings.admin_port, stack)
         loop = asyncio.create_task(reconciler.run(), name="reconciler")
         stack.push_async_callback(_cancel, loop)
-        yield Node(settings, engine, store, feed, reconciler)
+        yield Node(settings, engine, store, feed, texts, reconciler)
 
 
 async def _build_policy(settings: Settings) -> Policy:

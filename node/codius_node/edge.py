@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
 
 from codius_node import privileges, systemd
-from codius_node.config import Settings
+from codius_node.config import DEFAULT_PORTS, Settings
 from codius_node.errors import CodiusError, SettingsError
+
+if TYPE_CHECKING:
+    from codius_dns.server import DnsConfig
+    from codius_dns.zone import Zone
 
 
 def proxy(settings: Settings) -> int:
@@ -39,6 +45,40 @@ def dns(settings: Settings) -> int:
     """`codiusd dns`: the responder, until SIGTERM; the exit status."""
     from codius_dns import server
     from codius_dns.errors import DnsError
+
+    if settings.dns_port == 0:
+        raise SettingsError(
+            "CODIUS_DNS_PORT=0 means no DNS responder", hint="Set it to 53, or do not start one."
+        )
+    try:
+        return server.run(dns_config(settings), drop_privileges=_opened)
+    except DnsError as error:
+        raise StartError(error.message, hint=error.hint) from error
+
+
+def dns_config(settings: Settings) -> DnsConfig:
+    """What the settings and the zone files mean for the responder; DnsError for what it cannot serve."""
+    from codius_dns.responder import Identity
+    from codius_dns.server import DnsConfig
+    from codius_dns.sockets import Endpoint
+
+    metrics = settings.dns_metrics
+    return DnsConfig(
+        zones=dns_zones(settings, serial=int(time.time())),
+        addresses=tuple(str(address) for address in settings.dns_addresses),
+        port=settings.dns_port,
+        workers=settings.dns_workers,
+        rate_limit=settings.dns_rate_limit,
+        identity=Identity(settings.dns_nsid.encode("ascii")),
+        texts_socket=settings.texts_socket,
+        metrics=None if metrics is None else Endpoint(str(metrics[0]), metrics[1]),
+        log_queries=settings.dns_query_log,
+    )
+
+
+def dns_zones(settings: Settings, *, serial: int) -> tuple[Zone, ...]:
+    """The host's zone first, then those of the operator's other zone files."""
+    from codius_dns.master import SUFFIX, read_zone
     from codius_dns.zone import Zone
 
     addresses = settings.public_addresses
@@ -47,21 +87,29 @@ def dns(settings: Settings) -> int:
             f"the DNS responder does not know the public addresses of {settings.public_uri.host}",
             hint="Set CODIUS_PUBLIC_ADDRESSES to the addresses visitors reach this host by.",
         )
-    if settings.dns_port == 0:
+    if settings.dns_zones is not None and not settings.dns_zones.is_dir():
         raise SettingsError(
-            "CODIUS_DNS_PORT=0 means no DNS responder", hint="Set it to 53, or do not start one."
+            f"CODIUS_DNS_ZONES={settings.dns_zones} is no directory",
+            hint="Make it, readable for the user of the DNS responder, or unset the variable.",
         )
-    try:
-        zone = Zone(
-            origin=settings.public_uri.host,
-            ipv4=tuple(address for address in addresses if isinstance(address, IPv4Address)),
-            ipv6=tuple(address for address in addresses if isinstance(address, IPv6Address)),
-            nameservers=settings.dns_nameservers,
-        )
-        config = server.DnsConfig(zone=zone, addresses=(str(settings.dns_ip),), port=settings.dns_port)
-        return server.run(config, drop_privileges=_opened)
-    except DnsError as error:
-        raise StartError(error.message, hint=error.hint) from error
+    files = () if settings.dns_zones is None else sorted(settings.dns_zones.glob(f"*{SUFFIX}"))
+    records = dict(read_zone(path) for path in files)
+    uri = settings.public_uri
+    own = Zone(
+        origin=uri.host,
+        ipv4=tuple(address for address in addresses if isinstance(address, IPv4Address)),
+        ipv6=tuple(address for address in addresses if isinstance(address, IPv6Address)),
+        nameservers=settings.dns_nameservers,
+        https=uri.scheme == "https" and uri.port == DEFAULT_PORTS["https"],
+        issuers=settings.dns_issuers,
+        serial=serial,
+        records=records.pop(uri.host, ()),
+    )
+    others = (
+        Zone(origin, nameservers=own.nameserver_names, hashes=False, serial=serial, records=found)
+        for origin, found in records.items()
+    )
+    return (own, *others)
 
 
 class StartError(CodiusError):

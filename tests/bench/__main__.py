@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codius_node.podman_service import choose_runtime
-from tests.bench import loop, memory, network, packets, policy, reload, upload
+from tests.bench import dns, loop, memory, network, packets, policy, reload, upload
 from tests.harness.namespaces import missing_privilege
 from tests.harness.podman_service import find_missing
 
@@ -54,6 +54,7 @@ class Results:
     reload: reload.Measurement
     packets: packets.Measurement
     memory: memory.Measurement
+    dns: dns.Measurement
 
     @property
     def growth(self) -> float:
@@ -108,6 +109,7 @@ def rows(results: Results) -> list[Row]:
         ),
         Row("the same, shared pages counted once: PSS", f"{results.memory.pss:.0f} MiB"),
         Row("podman's own service beside it: RSS", f"{results.memory.podman.rss:.0f} MiB"),
+        *(Row(*row) for row in dns.rows(results.dns)),
     ]
 
 
@@ -211,6 +213,7 @@ async def measure() -> Results:
         reload=await reload.measure(),
         packets=await packets.measure(),
         memory=resting,
+        dns=await asyncio.to_thread(dns.measure),
     )
 
 
@@ -224,6 +227,7 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
         "reload": reload.as_document(results.reload),
         "packets": packets.as_document(results.packets),
         "memory": memory.as_document(results.memory),
+        "dns": dns.as_document(results.dns),
         "missed": [row.what for row in rows(results) if row.good is False],
     }
 
@@ -231,9 +235,10 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
 ABOUT: Final = """\
 # Benchmarks
 
-Written by `make bench`, which takes about two minutes and needs root. It measures in network
-namespaces of its own, with a podman of its own. Run it on a quiet machine, and read ratios before
-times: they are of rounds taken in turn, so that both sides meet the machine in the same mood.
+Written by `make bench`, which takes about four minutes and needs root. It measures in network
+namespaces of its own, with a podman of its own; DNS on loopback, beside a Knot of its own. Run it on a
+quiet machine, and read ratios before times: they are of rounds taken in turn, so that both sides meet the
+machine in the same mood.
 """
 ABOUT_UPLOAD: Final = """\
 ## Upload to first page
@@ -329,6 +334,7 @@ def render(results: Results, machine: dict[str, str]) -> str:
             *(f"| {p.name} | {p.rss:.1f} | {p.pss:.1f} |\n" for p in resting.processes),
             f"| **together** | {resting.rss:.1f} | {resting.pss:.1f} |\n",
             f"| {resting.podman.name} | {resting.podman.rss:.1f} | {resting.podman.pss:.1f} |\n",
+            dns.render(results.dns),
         )
     )
 
@@ -350,7 +356,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    if reason := missing_privilege() or ", ".join(find_missing()):
+    if reason := missing_privilege() or ", ".join((*find_missing(), *dns.find_missing())):
         print(f"make bench: missing: {reason}; run `sudo make bench`", file=sys.stderr)
         return 1
     console = Console(stderr=options.json)
@@ -358,7 +364,7 @@ def main() -> int:
         console.print(
             f"[yellow]The machine is busy (load {load:.1f}): only the ratios mean something.[/yellow]"
         )
-    with console.status("measuring; about two minutes"):
+    with console.status("measuring; about four minutes"):
         results = asyncio.run(measure())
     machine = describe_machine(load)
     DOCUMENT.write_text(render(results, machine))

@@ -23,7 +23,7 @@ from tests.unit.dns.zones import CHALLENGE, HASH, HASH_NAME, IPV4, IPV6, ORIGIN,
 
 DEADLINE: Final = 5.0  # seconds until a test gives up; nothing here should take one
 MORE_THAN_BUFFERS_HOLD: Final = 16 << 20  # bytes
-CONFIG: Final = DnsConfig(zone=ZONE, addresses=("127.0.0.1",), port=0)
+CONFIG: Final = DnsConfig(zones=(ZONE,), addresses=("127.0.0.1",), port=0)
 
 
 @asynccontextmanager
@@ -117,7 +117,7 @@ TABLE: Final = [
 
 
 async def test_the_table_of_questions_and_answers() -> None:
-    async with running(responder=Responder(ZONE, {CHALLENGE: (b"one", b"two")})) as (endpoint,):
+    async with running(responder=Responder((ZONE,), {CHALLENGE: (b"one", b"two")})) as (endpoint,):
         for name, qtype, qclass, rcode, authoritative, answer, authority, additional in TABLE:
             for transport in ("udp", "tcp"):
                 for edns in (-1, 0):
@@ -276,7 +276,7 @@ async def test_silence_for_answers_and_scraps_over_udp() -> None:
 async def test_a_truncated_answer_is_whole_over_tcp() -> None:
     values = [bytes((65 + i,)) * 200 for i in range(8)]
     query = dns.message.make_query(CHALLENGE, "TXT", use_edns=0, payload=4096)
-    async with running(responder=Responder(ZONE, {CHALLENGE: values})) as (endpoint,):
+    async with running(responder=Responder((ZONE,), {CHALLENGE: values})) as (endpoint,):
         message, over_tcp = await dns.asyncquery.udp_with_fallback(
             query, endpoint.address, port=endpoint.port, timeout=DEADLINE
         )
@@ -408,6 +408,29 @@ async def test_too_many_connections_cost_the_longest_silent_one_its_place() -> N
             writer.write(message)
             assert query.is_response(dns.message.from_wire(await receive(reader)))
         for _, writer in connections:
+            await hang_up(writer)
+
+
+async def test_one_network_cannot_take_the_places_of_all() -> None:
+    query = dns.message.make_query(HASH_NAME, "A")
+    message = len(query.to_wire()).to_bytes(2) + query.to_wire()
+    async with running(replace(CONFIG, tcp=TcpLimits(connections=9, per_network=2))) as (endpoint,):
+
+        async def open_from(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection(
+                endpoint.address, endpoint.port, local_addr=(address, 0)
+            )
+            writer.write(message)
+            await receive(reader)
+            return reader, writer
+
+        elsewhere = await open_from("127.9.9.9")
+        greedy = [await open_from(f"127.0.0.{number}") for number in (1, 2, 3)]
+        assert await is_hung_up(greedy[0][0])
+        for reader, writer in (elsewhere, *greedy[1:]):
+            writer.write(message)
+            assert query.is_response(dns.message.from_wire(await receive(reader)))
+        for _, writer in (elsewhere, *greedy):
             await hang_up(writer)
 
 

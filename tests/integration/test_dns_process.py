@@ -32,7 +32,7 @@ def drop():
 
 origin, port, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 zone = Zone(origin=origin, ipv4=(ip_address("192.0.2.17"),))
-sys.exit(run(DnsConfig(zone=zone, port=port, workers=workers), drop_privileges=drop))
+sys.exit(run(DnsConfig(zones=(zone,), port=port, workers=workers), drop_privileges=drop))
 """
 
 

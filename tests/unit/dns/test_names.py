@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_dns.errors import ZoneError
-from codius_dns.names import ancestors, is_hash_name, is_within, labels_of, parse_mailbox, parse_name
+from codius_dns.names import (
+    ancestors,
+    is_hash_name,
+    is_within,
+    labels_of,
+    parse_mailbox,
+    parse_name,
+    parse_owner,
+    to_text,
+)
 from tests.unit.dns.zones import HASH, HASH_NAME, ORIGIN
 
 LABELS = st.from_regex(r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,20}[a-zA-Z0-9_])?", fullmatch=True)
@@ -38,6 +47,26 @@ def test_a_mailbox_keeps_the_dots_of_its_user_in_one_label() -> None:
 def test_a_mailbox_dns_cannot_write_is_refused(text: str) -> None:
     with pytest.raises(ZoneError):
         parse_mailbox(text)
+
+
+def test_a_record_may_be_a_wildcards() -> None:
+    assert parse_owner("*.Pods.Example") == b"\1*" + parse_name(ORIGIN)
+    assert parse_owner("www.pods.example.") == parse_name("www.pods.example")
+    longest = ".".join(["x" * 63] * 3 + ["x" * 60])  # by itself it is a name still
+    assert parse_name(longest)
+    for text in ("*", "*.", "a.*.b", "**.b", f"*.{longest}"):
+        with pytest.raises(ZoneError):
+            parse_owner(text)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20), max_size=8))
+def test_a_name_for_people_is_read_back_by_dnspython(labels: list[bytes]) -> None:
+    """And holds nothing that could end a line or colour a terminal."""
+    name = dns.name.Name([*labels, b""])
+    text = to_text(name.to_wire() or b"")
+    assert dns.name.from_text(text) == name
+    assert text.isascii()
+    assert text.isprintable()
 
 
 def test_ancestors_come_nearest_first() -> None:
