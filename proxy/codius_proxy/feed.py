@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from codius_proxy.routes import MAX_LINE, FeedError, RouteTable, Snapshot, Target, parse
+from codius_proxy.routes import MAX_LINE, Destination, FeedError, RouteTable, Snapshot, parse
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ LONGEST_PAUSE: Final = 0.25  # seconds; an upload after an outage should not wai
 class FeedReader:
     """Follows the node's feed for as long as `run` runs."""
 
-    def __init__(self, path: Path, table: RouteTable, *, on_gone: Callable[[Target], None]) -> None:
+    def __init__(self, path: Path, table: RouteTable, *, on_gone: Callable[[Destination], None]) -> None:
         """`on_gone` hears of every target that no route leads to any more."""
         self.ready = asyncio.Event()  # the first snapshot is in the table
         self._path = path

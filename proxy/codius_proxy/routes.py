@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
 
 MAX_PODS: Final = 65536  # routes in one snapshot: more than one machine can run
 # Bytes of one message with its newline. A route with an IPv6 target takes at most 108 bytes
@@ -24,12 +25,27 @@ class FeedError(ValueError):
     """A line of the feed that is none of its messages."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Where a pod listens: an IP address literal and a TCP port."""
 
     address: str
     port: int
+
+
+class Api(NamedTuple):
+    """The host's own public API, on a Unix socket."""
+
+    path: Path
+
+
+Destination: TypeAlias = Target | Api
+
+
+class Route(NamedTuple):
+    """Where a name leads; `pod` is the manifest hash, None for the API."""
+
+    pod: str | None
+    destination: Destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +77,31 @@ class RouteTable:
     """Manifest hash to target: what the feed said last."""
 
     def __init__(self) -> None:
-        self._routes: dict[str, Target] = {}
+        self._routes: dict[str, Route] = {}
         self.known = False  # no snapshot yet: an absent hash says nothing about the pod
 
     def __len__(self) -> int:
         return len(self._routes)
 
-    def find(self, pod_hash: str) -> Target | None:
+    def find(self, pod_hash: str) -> Route | None:
         return self._routes.get(pod_hash)
 
-    def apply(self, message: Message) -> frozenset[Target]:
+    def apply(self, message: Message) -> frozenset[Destination]:
         """Change the table; the targets that no hash leads to any more. Any message may come twice."""
-        before: set[Target]
         if isinstance(message, Snapshot):
-            before = set(self._routes.values())
-            self._routes = dict(message.routes)
+            before = self._routes
+            self._routes = {pod: Route(pod, target) for pod, target in message.routes.items()}
             self.known = True
-            return frozenset(before.difference(self._routes.values()))
+            return self._gone(route.destination for route in before.values())
         old = self._routes.get(message.hash)
         if isinstance(message, Add):
-            self._routes[message.hash] = message.target
+            self._routes[message.hash] = Route(message.hash, message.target)
         else:
             self._routes.pop(message.hash, None)
-        if old is None or old in self._routes.values():
-            return frozenset()
-        return frozenset((old,))
+        return frozenset() if old is None else self._gone((old.destination,))
+
+    def _gone(self, before: Iterable[Destination]) -> frozenset[Destination]:
+        return frozenset(before).difference(route.destination for route in self._routes.values())
 
 
 def render_snapshot(routes: Mapping[str, Target]) -> bytes:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import lru_cache
-from typing import Final, Protocol
+from itertools import count
+from typing import Final
 
+from codius_proxy.admission import Admission, Visitor
 from codius_proxy.authority import AuthorityError, HostItself, PodName, Unknown, classify, parse
 from codius_proxy.config import ProxyConfig
+from codius_proxy.identity import Trust
 from codius_proxy.pages import Refusal
-from codius_proxy.routes import RouteTable
-from codius_proxy.upstream import Api, Destination, Failure, Fault, Pool
+from codius_proxy.pool import Pool
+from codius_proxy.routes import Api, Destination, Route, RouteTable
+from codius_proxy.upstream import Failure, Fault
+from codius_proxy.visit import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -20,23 +25,16 @@ TICKS_PER_TIMEOUT: Final = 4  # how exactly time-outs are kept: to a quarter of 
 MAX_TICK: Final = 1.0  # seconds
 
 
-class Visitor(Protocol):
-    """A visitor's connection, as far as the site looks after it."""
-
-    deadline: float
-
-    def expired(self) -> None: ...
-    def drain(self) -> None: ...
-    def abort(self) -> None: ...
-
-
 class Site:
     """One worker's share of the host: decides where a name leads and how long anybody may wait."""
 
-    def __init__(self, config: ProxyConfig, table: RouteTable) -> None:
+    def __init__(self, config: ProxyConfig, table: RouteTable, observer: Observer) -> None:
         self.config = config
         self.table = table
+        self.observer = observer
+        self.trust = Trust(())
         self.draining = False
+        self.next_number = count(1).__next__  # a name for each request
         # Read once per tick, so that bookkeeping on every packet costs no system call.
         self.now = asyncio.get_running_loop().time()
         self.pool = Pool(
@@ -46,15 +44,16 @@ class Site:
             gone_for=config.timeouts.gone,
             clock=lambda: self.now,
         )
-        self._api = Api(config.api_socket)
-        self._visitors: set[Visitor] = set()
+        self.admission = Admission(connections=config.limits.connections, per_client=config.limits.per_client)
+        self._api = Route(None, Api(config.api_socket))
+        self._made_room = 0.0  # when it was last crowded
         self._empty = asyncio.Event()
         self._empty.set()
         self._tick = min(MAX_TICK, config.timeouts.shortest() / TICKS_PER_TIMEOUT)
         self._ticker: asyncio.TimerHandle | None = None
         self._meaning = lru_cache(maxsize=REMEMBERED_NAMES)(self._read_name)
 
-    def route(self, host: bytes) -> Destination | Refusal:
+    def route(self, host: bytes) -> Route | Refusal:
         """Where a request with this Host value goes, or why it goes nowhere."""
         meaning = self._meaning(host)
         if isinstance(meaning, PodName):
@@ -97,30 +96,30 @@ class Site:
             loop = asyncio.get_running_loop()
             self.now = loop.time()
             self._ticker = loop.call_later(self._tick, self._on_tick)
-        self._visitors.add(visitor)
+        room = not self.admission.full
+        # Once per tick: a flood must not cost a search per connection.
+        if not room and self._made_room != self.now:
+            self._made_room = self.now
+            room = self.admission.make_room()
+        self.admission.visitors.add(visitor)
         self._empty.clear()
-        return len(self._visitors) <= self.config.limits.connections
+        return room
 
     def discard(self, visitor: Visitor) -> None:
-        self._visitors.discard(visitor)
-        if not self._visitors:
+        self.admission.visitors.discard(visitor)
+        if not self.admission.visitors:
             self._empty.set()
-
-    @property
-    def crowded(self) -> bool:
-        """So many visitors that even refusing one politely is too much."""
-        return len(self._visitors) > self.config.limits.connections * 5 // 4 + 16
 
     async def drain(self) -> None:
         """Let every request that was begun finish, under the deadline; then cut what is left."""
         self.draining = True
-        for visitor in list(self._visitors):
+        for visitor in list(self.admission.visitors):
             visitor.drain()
         try:
             await asyncio.wait_for(self._empty.wait(), self.config.timeouts.drain)
         except TimeoutError:
-            logger.info("cutting %d visitors that did not finish in time", len(self._visitors))
-            for visitor in list(self._visitors):
+            logger.info("cutting %d visitors that did not finish in time", len(self.admission.visitors))
+            for visitor in list(self.admission.visitors):
                 visitor.abort()
             await self._empty.wait()
 
@@ -132,15 +131,15 @@ class Site:
     def _on_tick(self) -> None:
         loop = asyncio.get_running_loop()
         self.now = now = loop.time()
-        for visitor in [found for found in self._visitors if found.deadline < now]:
+        for visitor in [found for found in self.admission.visitors if found.deadline < now]:
             visitor.expired()
         self.pool.sweep()
-        if self._visitors or self.pool.occupied:
+        if self.admission.visitors or self.pool.occupied:
             self._ticker = loop.call_later(self._tick, self._on_tick)
         else:
             self._ticker = None  # a proxy at rest wakes up for nobody
 
-    def _read_name(self, host: bytes) -> PodName | Api | Refusal:
+    def _read_name(self, host: bytes) -> PodName | Route | Refusal:
         try:
             authority = parse(host.decode("latin-1"))
         except AuthorityError as error:

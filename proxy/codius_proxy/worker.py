@@ -15,6 +15,7 @@ from codius_proxy.connection import VisitorConnection
 from codius_proxy.feed import FeedReader
 from codius_proxy.routes import RouteTable
 from codius_proxy.site import Site
+from codius_proxy.visit import Unobserved
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ async def serve(
     sockets = [sock] if isinstance(sock, socket.socket) else list(sock)
     loop = asyncio.get_running_loop()
     table = RouteTable()
-    site = Site(config, table)
+    site = Site(config, table, Unobserved())
     feed = FeedReader(config.feed_socket, table, on_gone=site.pool.forget)
     servers: list[asyncio.Server] = []
     following = asyncio.create_task(feed.run(), name="feed")

@@ -59,7 +59,8 @@ async def test_the_pod_sees_the_visitors_host_and_who_the_visitor_is() -> None:
     assert request.one("x-forwarded-for") == "127.0.0.1"
     assert request.one("x-forwarded-proto") == "https"
     assert request.one("x-mine") == "1"
-    assert not request.all("forwarded")
+    assert request.one("via") == "1.1 codius"
+    assert request.one("forwarded") == f'for=127.0.0.1;proto=https;host="{name().upper()}:81"'
 
 
 async def test_a_hash_without_a_pod_gets_404() -> None:
@@ -106,7 +107,7 @@ async def test_a_pod_that_refuses_gets_its_visitor_503_and_the_connection_goes_o
     "garbage",
     [
         b"SSH-2.0-OpenSSH_9.2\r\n",
-        b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+        b"HTTP/1.1 200 OK\nX: a\rb\nContent-Length: 0\n\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
@@ -127,6 +128,29 @@ async def test_a_pod_that_answers_garbage_gets_its_visitor_502(garbage: bytes) -
         while answer.status == 103:
             answer = await client.answer()
         check_refusal(answer, 502)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\nContent-Type: text/plain\nContent-Length: 7\n\n",
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\n\n",  # busybox httpd, then its CGI program
+        b"HTTP/1.0 200 OK\nContent-Type: text/plain\r\n\n",
+    ],
+)
+async def test_a_pod_may_end_the_lines_of_its_head_with_lf_alone(head: bytes) -> None:
+    async def script(line: Line) -> None:
+        await line.read_head()
+        await line.send(head + b"a\r\n\r\nb\n")
+
+    async with origin(script) as pod, front({POD: pod.port}) as proxy:
+        client = await proxy.client()
+        for _ in range(2):
+            answer = await client.get(name())
+            assert (answer.status, answer.body) == (200, b"a\r\n\r\nb\n"[:7])
+            assert answer.one("content-type") == "text/plain"
+            assert answer.head.count(b"\n") == answer.head.count(b"\r\n")
+        assert pod.connections == 2  # one answer each
 
 
 @pytest.mark.parametrize("end", ["reset", "shut"])
@@ -202,12 +226,32 @@ async def test_too_many_requests_at_once_to_one_pod_get_503_and_others_go_on() -
 async def test_a_visitor_too_many_gets_503() -> None:
     async with front(limits=Limits(connections=1)) as proxy:
         first = await proxy.client()
-        assert (await first.get(ZONE)).body == b"api"
+        await first.send(f"GET / HTTP/1.1\r\nHost: {ZONE}\r\n\r\nGET".encode())  # has begun a second one
+        assert (await first.answer()).body == b"api"
         second = await proxy.client()
         answer = await second.answer()
         check_refusal(answer, 503)
         assert answer.one("connection") == "close"
         assert await second.rest() == b""
+
+
+async def test_a_visitor_that_rests_makes_room_for_a_newcomer() -> None:
+    async with front(limits=Limits(connections=1)) as proxy:
+        first = await proxy.client()
+        assert (await first.get(ZONE)).body == b"api"
+        assert (await proxy.get(ZONE)).body == b"api"
+        assert await first.rest() == b""
+
+
+async def test_one_address_gets_its_share_of_the_connections_and_no_more() -> None:
+    async with front(limits=Limits(per_client=2)) as proxy:
+        first, second = await proxy.client(), await proxy.client()
+        assert (await first.get(ZONE)).body == b"api"
+        assert (await second.get(ZONE)).body == b"api"
+        third = await proxy.client()
+        check_refusal(await third.answer(), 429)
+        await first.aclose()
+        await proxy.until(ZONE, 200)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +433,8 @@ async def test_visitors_share_a_kept_alive_connection_to_the_pod() -> None:
         assert pod.connections == 1
 
 
-async def test_a_kept_alive_connection_that_turns_out_dead_is_tried_again_once() -> None:
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+async def test_a_kept_alive_connection_that_turns_out_dead_is_tried_again_once(method: str) -> None:
     async def script(line: Line) -> None:
         await line.read_head()
         await line.send(ANSWER)
@@ -401,7 +446,7 @@ async def test_a_kept_alive_connection_that_turns_out_dead_is_tried_again_once()
 
     async with origin(script) as pod, front({POD: pod.port}) as proxy:
         assert (await proxy.get(name())).body == b"hello"
-        assert (await proxy.get(name())).body == b"hello"
+        assert (await proxy.get(name(), method=method)).body == b"hello"
         assert pod.connections == 2
 
 
@@ -414,7 +459,7 @@ async def test_a_post_is_never_sent_twice() -> None:
 
     async with origin(script) as pod, front({POD: pod.port}) as proxy:
         assert (await proxy.get(name())).body == b"hello"
-        answer = await proxy.get(name(), method="DELETE")
+        answer = await proxy.get(name(), method="POST", extra="Content-Length: 0\r\n")
         check_refusal(answer, 502)
         assert pod.connections == 1
 

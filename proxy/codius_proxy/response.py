@@ -1,0 +1,167 @@
+"""A response's head: a pod's bytes in, what may go to a visitor out."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Final, NamedTuple
+
+from codius_proxy.fields import (
+    CONNECTION_OPTIONS,
+    MAX_FIELDS,
+    RESPONSE_LINES,
+    HttpError,
+    Kind,
+    check_transfer_encoding,
+    parse_length,
+    protocols,
+    shown,
+    sort_lines,
+    tokens,
+    without,
+)
+
+MAX_RESPONSE_HEAD: Final = 64 * 1024  # bytes; pods may send longer heads than visitors
+
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?")
+_BLANK_LINE: Final = re.compile(rb"\r?+\n\r?+\n")
+_LINE_END: Final = re.compile(rb"\r?+\n")
+
+
+class Body(Enum):
+    """How the end of a response's body is found, RFC 9112 section 6.3."""
+
+    NONE = "there is no body"
+    LENGTH = "after Content-Length bytes"
+    CHUNKED = "after the last chunk"
+    UNTIL_CLOSE = "when the connection ends"
+
+
+class ResponseHead(NamedTuple):
+    """A response as it may go to a visitor: end-to-end fields only, the rest decided."""
+
+    status: int
+    status_line: bytes
+    fields: tuple[bytes, ...]
+    body: Body
+    length: int | None  # as declared, also where no body follows (HEAD, 304)
+    reusable: bool  # another request may follow on the pod's connection
+    upgrade: bytes | None
+
+
+def find_response_end(buffer: bytes) -> tuple[int, int]:
+    """Where a response's last header line ends and where its body begins; -1 while it has not arrived.
+
+    HttpError 502 as soon as it never can.
+
+    Lines may end with a bare LF. RFC 9112 section 2.2 leaves that to the reader, and small CGI servers
+    do it. The reason to be strict with visitors is missing here: nobody else reads these bytes, for a
+    visitor gets the head as we write it. Such a connection serves no second request (`parse_response`).
+    """
+    end = buffer.find(b"\r\n\r\n")
+    if end >= 0 and buffer.count(b"\n", 0, end) == buffer.count(b"\r", 0, end):
+        begin = end + 4
+    elif found := _BLANK_LINE.search(buffer):
+        end, begin = found.span()
+    else:
+        end = begin = -1
+    if end > MAX_RESPONSE_HEAD or (end < 0 and len(buffer) > MAX_RESPONSE_HEAD):
+        raise HttpError(502, f"The pod's answer has a head longer than {MAX_RESPONSE_HEAD} bytes.")
+    if end < 0 and not buffer.startswith(b"HTTP/1."[: len(buffer)]):
+        raise HttpError(502, "The pod's answer is not HTTP/1.1.")
+    return end, begin
+
+
+def parse_response(head: bytes, *, method: bytes, upgrade: bytes | None) -> ResponseHead:
+    """A response's head, to a request with this method and offer to upgrade; HttpError 502."""
+    try:
+        return _parse_response(head, method, upgrade)
+    except HttpError as error:
+        raise HttpError(502, f"The pod's answer is not valid HTTP/1.1. {error.reason}") from error
+
+
+def render_response(head: ResponseHead, *, close: bool, chunked: bool) -> bytes:
+    """The head for the visitor; `chunked` when the body goes out in chunks."""
+    parts = [head.status_line, *head.fields]
+    if chunked:
+        parts.append(b"Transfer-Encoding: chunked")
+    elif head.length is not None:
+        parts.append(b"Content-Length: %d" % head.length)
+    if head.upgrade is not None:
+        parts.append(b"Connection: Upgrade\r\nUpgrade: " + head.upgrade)
+    elif close:
+        parts.append(b"Connection: close")
+    parts.append(b"\r\n")
+    return b"\r\n".join(parts)
+
+
+def _parse_response(head: bytes, method: bytes, asked_upgrade: bytes | None) -> ResponseHead:
+    lines = head.split(b"\r\n")
+    strict = len(lines) == head.count(b"\n") + 1
+    if not strict:
+        lines = _LINE_END.split(head)
+    match = _STATUS_LINE.fullmatch(lines[0])
+    if match is None:
+        raise HttpError(502, f"{shown(lines[0])} is no status line.")
+    digit, code, reason = match.groups()
+    minor = 1 if digit == b"1" else 0
+    status = int(code)
+    if len(lines) > MAX_FIELDS + 1:
+        raise HttpError(502, f"It has more than {MAX_FIELDS} header lines.")
+    del lines[0]
+    plain, special = sort_lines(lines, RESPONSE_LINES)
+    length: int | None = None
+    chunked = False
+    options = _NOTHING
+    upgrade: bytes | None = None
+    for kind, name, value, _ in special:
+        if kind is Kind.LENGTH:
+            if length is not None:
+                raise HttpError(502, "It has more than one Content-Length field.")
+            length = parse_length(value)
+        elif kind is Kind.TRANSFER:
+            if chunked:
+                raise HttpError(502, "It has more than one Transfer-Encoding field.")
+            if not minor:
+                raise HttpError(502, "HTTP/1.0 knows no Transfer-Encoding.")
+            check_transfer_encoding(value)
+            chunked = True
+        elif kind is Kind.CONNECTION:
+            options |= tokens(value)
+        elif kind is Kind.UPGRADE:
+            upgrade = value if upgrade is None else upgrade + b", " + value
+        elif kind is Kind.FORBIDDEN:
+            raise HttpError(502, f"Its field {name.decode()} is too close to one that frames the message.")
+    if chunked and length is not None:
+        raise HttpError(502, "It has both Content-Length and Transfer-Encoding.")
+    named = options - CONNECTION_OPTIONS
+    if named:
+        plain = without(plain, named)
+    if status == 101:
+        offered = protocols(asked_upgrade) if asked_upgrade is not None else _NOTHING
+        if upgrade is None or upgrade.lower() not in offered:
+            raise HttpError(502, "It switches to a protocol nobody asked for.")
+    elif status != 426:  # Upgrade Required has to name the protocol; elsewhere it is a mere offer
+        upgrade = None
+    if status < 200 or status == 204:
+        length = None  # RFC 9110 section 8.6: not allowed there
+    if method == b"HEAD" or status < 200 or status in (204, 304):
+        body = Body.NONE
+    elif chunked:
+        body = Body.CHUNKED
+    elif length is not None:
+        body = Body.LENGTH if length else Body.NONE
+    else:
+        body = Body.UNTIL_CLOSE
+    return ResponseHead(
+        status=status,
+        status_line=b"HTTP/1.1 %b %b" % (code, reason or b""),
+        fields=tuple(plain),
+        body=body,
+        length=length,
+        reusable=strict and minor == 1 and body is not Body.UNTIL_CLOSE and b"close" not in options,
+        upgrade=upgrade,
+    )
+
+
+_NOTHING: Final[frozenset[bytes]] = frozenset()
