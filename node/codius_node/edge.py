@@ -12,7 +12,7 @@ from codius_node.errors import CodiusError, SettingsError
 def proxy(settings: Settings) -> int:
     """`codiusd proxy`: the front door, until SIGTERM; the exit status."""
     from codius_proxy import server  # each process loads only what it is
-    from codius_proxy.config import ProxyConfig
+    from codius_proxy.config import ProxyConfig, SetupError
 
     uri = settings.public_uri
     config = ProxyConfig(
@@ -27,10 +27,10 @@ def proxy(settings: Settings) -> int:
     )
     try:
         server.run(config, drop_privileges=privileges.drop, on_ready=lambda: systemd.notify("READY=1"))
-    except OSError as error:
+    except SetupError as error:
         raise StartError(
-            f"the front door cannot listen on {settings.bind_ip} port {settings.port}: {error.strerror}",
-            hint="`codiusd doctor` says who has the port; CODIUS_PORT and CODIUS_BIND_IP choose another.",
+            f"the front door {error}",
+            hint="`codiusd doctor` says who has a port; `codiusd --help` names the settings.",
         ) from error
     return 0
 

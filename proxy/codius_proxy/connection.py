@@ -14,12 +14,12 @@ from enum import Enum
 from time import monotonic
 from typing import Final, cast
 
-from codius_proxy import pages
 from codius_proxy.admission import origin_of
 from codius_proxy.exchange import MAX_DRAIN, Exchange
 from codius_proxy.fields import HttpError
-from codius_proxy.identity import Identity
+from codius_proxy.identity import Entrance, Identity
 from codius_proxy.pages import Refusal
+from codius_proxy.refusals import host_crowded
 from codius_proxy.request import RequestHead
 from codius_proxy.request_reader import RequestReader
 from codius_proxy.site import Site
@@ -44,13 +44,32 @@ class VisitorConnection(asyncio.Protocol):
     """One visitor's connection; forwards one request at a time, whatever is pipelined behind it."""
 
     __slots__ = (
-        "_advancing", "_exchange", "_origin", "_reading", "_state", "_swallowed", "_transport", "_unsent",
-        "blocked", "close_after", "deadline", "ends_by_close", "eof", "identity", "reader", "rendered",
+        "_advancing",
+        "_client",
+        "_exchange",
+        "_origin",
+        "_reading",
+        "_state",
+        "_swallowed",
+        "_transport",
+        "_unsent",
+        "blocked",
+        "close_after",
+        "deadline",
+        "ends_by_close",
+        "entrance",
+        "eof",
+        "identity",
+        "reader",
+        "rendered",
         "site",
     )  # fmt: skip
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, entrance: Entrance, client: str | None = None) -> None:
+        """`client` is the address a trusted balancer gave, where it is not the connection's own."""
         self.site = site
+        self.entrance = entrance
+        self._client = client
         self.reader = RequestReader()
         self.identity: Identity
         self.rendered: bytes
@@ -73,18 +92,21 @@ class VisitorConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         site = self.site
-        peer = transport.get_extra_info("peername")
-        address = peer[0] if isinstance(peer, tuple) else ""
+        address = self._client
+        if address is None:
+            peer = transport.get_extra_info("peername")
+            address = peer[0] if isinstance(peer, tuple) else ""
         accepted = site.add(self)
+        site.observer.connected()
         self.wait(site.config.timeouts.idle)
-        refusal = self._introduce(site.trust.identify(address, site.config.scheme))
+        refusal = self._introduce(site.trust.identify(address, self.entrance.scheme))
         if not accepted:
             if site.admission.crowded:
                 self._transport.abort()
                 return
-            refusal = Refusal(503, "This host has all the visitors it can serve.", "Try again in a moment.")
+            refusal = host_crowded()
         if refusal is not None:
-            self.refuse(refusal.status, refusal.message, refusal.hint)
+            self.refuse(refusal)
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -113,8 +135,9 @@ class VisitorConnection(asyncio.Protocol):
             # It may only have shut its side, or be gone: the answer gets a little time to come.
             self.close_after = self.close_after or not self.reader.waiting
             self.touch()
-            return True
-        return state is _State.HEAD and self.blocked  # pipelined requests wait for it to read
+            return self._transport.can_write_eof()  # TLS has no half-close in asyncio
+        # Pipelined requests wait for it to read.
+        return state is _State.HEAD and self.blocked and self._transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _State.CLOSED
@@ -158,7 +181,7 @@ class VisitorConnection(asyncio.Protocol):
         elif state is _State.DRAIN:
             self._linger()
         elif self.reader.waiting:
-            self.refuse(408, "The request's head did not come in time.", "Send it at once.")
+            self.refuse(Refusal(408, "The request's head did not come in time.", "Send it at once."))
         else:
             self._close()
 
@@ -179,11 +202,13 @@ class VisitorConnection(asyncio.Protocol):
 
     def write_page(self, refusal: Refusal, request: RequestHead | None, number: int) -> int:
         """An answer of our own to a request with this number; how many bytes it has."""
-        page = pages.render(
+        page = self.site.render_page(
             refusal,
+            number,
             html=request is not None and request.html,
             head_only=request is not None and request.method == b"HEAD",
             close=self.close_after,
+            fields=self.entrance.fields,
         )
         self._transport.write(page)
         return len(page)
@@ -232,19 +257,19 @@ class VisitorConnection(asyncio.Protocol):
         else:
             self._transport.abort()
 
-    def refuse(self, status: int, reason: str, hint: str) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         """Answer a request that cannot be trusted to end where it seems to: nothing more is read from it."""
         self.close_after = True
         exchange, self._exchange = self._exchange, None
-        refusal = Refusal(status, reason, hint)
+        status, label = refusal.status, refusal.label
         if exchange is not None:
             sent = self.write_page(refusal, exchange.request, exchange.number)
-            exchange.abandon(End.REFUSED, status=status, sent=sent, reason=reason)
+            exchange.abandon(End.REFUSED, status=status, sent=sent, reason=label)
         else:
             number = self.site.next_number()
             sent = self.write_page(refusal, None, number)
             visit = Visit(
-                self.identity, None, None, status, 0, sent, monotonic(), 0.0, number, End.REFUSED, reason
+                self.identity, None, "", status, 0, sent, monotonic(), 0.0, number, End.REFUSED, label
             )
             self.site.observer.visited(visit)
         self._linger()
@@ -291,6 +316,7 @@ class VisitorConnection(asyncio.Protocol):
             429,
             f"There are too many connections from {origin} already.",
             "Close some of them, or use one for several requests.",
+            "flood",
         )
 
     def _leave(self) -> None:
@@ -328,7 +354,7 @@ class VisitorConnection(asyncio.Protocol):
             if not reader.body_done:
                 body = reader.read_body()
         except HttpError as error:
-            self.refuse(error.status, error.reason, _HINT)
+            self.refuse(Refusal(error.status, error.reason, _HINT))
             return False
         self.close_after = not request.keep_alive or self.site.draining
         self._state = _State.EXCHANGE
@@ -346,7 +372,7 @@ class VisitorConnection(asyncio.Protocol):
             if exchange is None or exchange.started:
                 self.cut()
             else:
-                self.refuse(error.status, error.reason, _HINT)
+                self.refuse(Refusal(error.status, error.reason, _HINT))
             return
         if exchange is not None:
             exchange.body(body)
@@ -371,7 +397,7 @@ class VisitorConnection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Nothing more will be said; read on for a moment, so that what was said arrives."""
-        if self.eof:
+        if self.eof or not self._transport.can_write_eof():  # the end of TLS waits for the visitor's
             self._close()
         if self._transport.is_closing():
             return

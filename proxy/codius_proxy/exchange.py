@@ -11,6 +11,7 @@ from codius_proxy.chunked import LAST_CHUNK, encode_chunk
 from codius_proxy.identity import build_fields
 from codius_proxy.pages import Refusal
 from codius_proxy.pool import Lane, explain
+from codius_proxy.refusals import pod_busy
 from codius_proxy.request import RequestHead, render_request
 from codius_proxy.response import Body, ResponseHead, render_response
 from codius_proxy.routes import Api, Route
@@ -66,15 +67,15 @@ class Exchange:
         site = self._site
         self._received = len(body)
         found = site.route(self.request.host)
+        if self._visitor.entrance.redirects and not isinstance(found, Refusal):
+            found = site.redirect(self.request)
         if isinstance(found, Refusal):
             self._answer(found)
             return
         self._route = found
         lane = site.pool.enter(found.destination, site.limit(found.destination))
         if lane is None:
-            self._answer(
-                Refusal(503, "Too many requests to it are waiting already.", "Try again in a moment.")
-            )
+            self._answer(pod_busy())
             return
         self._lane = lane
         unused_for = site.config.timeouts.pooled if self.request.repeatable else FRESH
@@ -127,7 +128,7 @@ class Exchange:
             what = "It took no more of the request" if self.target_blocked else "It sent no answer"
             self._fail(Failure(Fault.TIMEOUT, f"{what} for too long."))
         else:
-            visitor.refuse(408, "The request's body stopped coming.", "Send it without long pauses.")
+            visitor.refuse(Refusal(408, "The request's body stopped coming.", "Send it without long pauses."))
 
     def drainable(self) -> bool:
         """Whether the rest of the request's body is worth reading to keep the connection."""
@@ -169,7 +170,9 @@ class Exchange:
             else:
                 visitor.ends_by_close = True
                 chunked = False
-        out = render_response(head, close=visitor.close_after, chunked=chunked)
+        out = render_response(
+            head, close=visitor.close_after, chunked=chunked, fields=visitor.entrance.fields
+        )
         if self._encode:
             data = encode_chunk(data) + (LAST_CHUNK if done else b"")
         self._sent += len(out) + len(data)
@@ -272,14 +275,14 @@ class Exchange:
             visitor.close_after = True
         self.started = True
         self._status = refusal.status
-        self._reason = refusal.message
+        self._reason = refusal.label
         self._sent += visitor.write_page(refusal, self.request, self.number)
         self._finish(End.REFUSED)
 
     def _fail(self, failure: Failure) -> None:
         """The target did not do its part."""
         if self.started:
-            self.abandon(End.TARGET_LOST, reason=failure.detail)
+            self.abandon(End.TARGET_LOST, reason="broken_off")
             self._visitor.cut()  # a second head, or an end, would be a lie
             return
         target = self._detach()
@@ -323,7 +326,7 @@ class Exchange:
             Visit(
                 self._identity,
                 self.request,
-                self._route.pod if self._route is not None else None,
+                self._route.name if self._route is not None else "",
                 self._status,
                 self._received,
                 self._sent,

@@ -8,7 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from codius_proxy.routes import MAX_LINE, Destination, FeedError, RouteTable, Snapshot, parse
+from codius_proxy.last_table import LastTable
+from codius_proxy.routes import (
+    MAX_LINE,
+    Destination,
+    FeedError,
+    RouteTable,
+    Snapshot,
+    parse,
+    render_snapshot,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +28,20 @@ LONGEST_PAUSE: Final = 0.25  # seconds; an upload after an outage should not wai
 class FeedReader:
     """Follows the node's feed for as long as `run` runs."""
 
-    def __init__(self, path: Path, table: RouteTable, *, on_gone: Callable[[Destination], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        table: RouteTable,
+        *,
+        on_gone: Callable[[Destination], None],
+        last_table: LastTable | None = None,
+    ) -> None:
         """`on_gone` hears of every target that no route leads to any more."""
         self.ready = asyncio.Event()  # the first snapshot is in the table
         self._path = path
         self._table = table
         self._on_gone = on_gone
+        self._last_table = last_table
         self._followed = False  # this connection's snapshot has come
 
     async def run(self) -> None:
@@ -38,6 +55,7 @@ class FeedReader:
                 if not complained:  # once per outage, not once per try
                     logger.warning("the feed at %s is away: %s; routes stay as they are", self._path, error)
                 complained = True
+                self._recall()
             else:
                 try:
                     await self._follow(reader)
@@ -48,9 +66,25 @@ class FeedReader:
                     writer.transport.abort()
                 if self._followed:
                     pause = FIRST_PAUSE
+                    self._keep()
                 complained = False
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _keep(self) -> None:
+        """The node is away: who is started now can learn the routes from us only."""
+        if self._last_table is not None:
+            self._last_table.save(render_snapshot(self._table.targets))
+
+    def _recall(self) -> None:
+        """What another worker knew before the node went away, when this one knows nothing."""
+        if self._last_table is None or self._table.known:
+            return
+        snapshot = self._last_table.load()
+        if snapshot is not None:
+            self._table.apply(snapshot)
+            logger.info("the feed at %s is away: %d routes from before", self._path, len(self._table))
+            self.ready.set()
 
     async def _follow(self, reader: asyncio.StreamReader) -> None:
         """Apply messages until the feed ends."""

@@ -50,6 +50,15 @@ def build_fields(rendered: bytes, host: bytes) -> bytes:
     return b'%b%b"\r\nX-Forwarded-Host: %b\r\n' % (rendered, host, host)
 
 
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """One of the ways in, and what it means for those who come by it."""
+
+    scheme: str
+    redirects: bool = False  # nothing is served here: visitors are told to come by https
+    fields: bytes = b""  # header lines of every answer
+
+
 class Trust:
     """The proxies whose word about their clients counts."""
 

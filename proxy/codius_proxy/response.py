@@ -80,9 +80,11 @@ def parse_response(head: bytes, *, method: bytes, upgrade: bytes | None) -> Resp
         raise HttpError(502, f"The pod's answer is not valid HTTP/1.1. {error.reason}") from error
 
 
-def render_response(head: ResponseHead, *, close: bool, chunked: bool) -> bytes:
-    """The head for the visitor; `chunked` when the body goes out in chunks."""
+def render_response(head: ResponseHead, *, close: bool, chunked: bool, fields: bytes = b"") -> bytes:
+    """The head for the visitor; `chunked` when the body goes out in chunks, `fields` are lines of ours."""
     parts = [head.status_line, *head.fields]
+    if fields:
+        parts.insert(1, fields)  # before the pod's: of two policies the first counts, RFC 6797 section 8.1
     if chunked:
         parts.append(b"Transfer-Encoding: chunked")
     elif head.length is not None:

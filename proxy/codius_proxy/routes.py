@@ -15,6 +15,8 @@ MAX_PODS: Final = 65536  # routes in one snapshot: more than one machine can run
 # ("<52>":["<39>",65535],), so a full snapshot fits: 65536 * 108 is 6.8 MiB.
 MAX_LINE: Final = 8 * 1024 * 1024
 
+MAX_REMEMBERED: Final = 4096  # pods that are gone and whose visitors are told so
+
 _HASH: Final = re.compile(r"[a-z2-7]{52}")
 _MAX_PORT: Final = 65535
 
@@ -42,9 +44,9 @@ Destination: TypeAlias = Target | Api
 
 
 class Route(NamedTuple):
-    """Where a name leads; `pod` is the manifest hash, None for the API."""
+    """Where a name leads, and what it is called in log and metrics: a manifest hash, or `api`."""
 
-    pod: str | None
+    name: str
     destination: Destination
 
 
@@ -79,26 +81,48 @@ class RouteTable:
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}
         self.known = False  # no snapshot yet: an absent hash says nothing about the pod
+        self._left: dict[str, None] = {}  # hashes that had a route once, the last one at the end
 
     def __len__(self) -> int:
         return len(self._routes)
 
+    @property
+    def targets(self) -> dict[str, Target]:
+        """The table as `render_snapshot` takes it."""
+        return {
+            pod: route.destination
+            for pod, route in self._routes.items()
+            if isinstance(route.destination, Target)
+        }
+
     def find(self, pod_hash: str) -> Route | None:
         return self._routes.get(pod_hash)
+
+    def was_known(self, pod_hash: str) -> bool:
+        """Whether a pod without a route had one not too long ago."""
+        return pod_hash in self._left
 
     def apply(self, message: Message) -> frozenset[Destination]:
         """Change the table; the targets that no hash leads to any more. Any message may come twice."""
         if isinstance(message, Snapshot):
             before = self._routes
+            for pod in before.keys() - message.routes.keys():
+                self._remember(pod)
             self._routes = {pod: Route(pod, target) for pod, target in message.routes.items()}
             self.known = True
             return self._gone(route.destination for route in before.values())
         old = self._routes.get(message.hash)
         if isinstance(message, Add):
             self._routes[message.hash] = Route(message.hash, message.target)
-        else:
-            self._routes.pop(message.hash, None)
+        elif self._routes.pop(message.hash, None) is not None:
+            self._remember(message.hash)
         return frozenset() if old is None else self._gone((old.destination,))
+
+    def _remember(self, pod: str) -> None:
+        self._left.pop(pod, None)
+        self._left[pod] = None
+        if len(self._left) > MAX_REMEMBERED:
+            del self._left[next(iter(self._left))]
 
     def _gone(self, before: Iterable[Destination]) -> frozenset[Destination]:
         return frozenset(before).difference(route.destination for route in self._routes.values())

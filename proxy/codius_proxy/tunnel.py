@@ -112,11 +112,11 @@ class _Side(asyncio.Protocol):
         """Half-close is kept: one side may end long before the other, RFC 9110 section 9.3.6."""
         self.eof = True
         if not self.other.transport.is_closing():
-            if self.other.eof:
-                self.other.transport.close()
+            if self.other.eof or not self.other.transport.can_write_eof():
+                self.other.transport.close()  # TLS has no half-close in asyncio
             else:
                 self.other.transport.write_eof()
-        return not self.other.eof
+        return not self.other.eof and self.transport.can_write_eof()
 
     def pause_writing(self) -> None:
         self.blocked = True

@@ -24,7 +24,7 @@ class Visit(NamedTuple):
 
     visitor: Identity
     request: RequestHead | None  # None: there was no head to be read
-    pod: str | None  # the manifest hash; None for the host's API, and for no destination at all
+    pod: str  # the manifest hash, `api`, or nothing when it led nowhere
     status: int  # of the answer that was begun; 0 when there was none
     received: int  # bytes of the request's body
     sent: int  # bytes of the answer, its head included
@@ -32,7 +32,7 @@ class Visit(NamedTuple):
     seconds: float
     number: int  # of the request in its worker
     end: End
-    reason: str  # why it was refused or failed, as told to the visitor; empty when it was not
+    reason: str  # in one word, why it was refused or failed; empty when it was not
 
 
 class Observer(Protocol):
@@ -40,9 +40,23 @@ class Observer(Protocol):
 
     def visited(self, visit: Visit) -> None: ...
 
+    def connected(self) -> None:
+        """A visitor's connection was accepted."""
+        ...
+
+    def flush(self) -> None:
+        """A moment with nothing on the hot path: pass on what was gathered."""
+        ...
+
 
 class Unobserved:
     """Nobody counts."""
 
     def visited(self, visit: Visit) -> None:
+        pass
+
+    def connected(self) -> None:
+        pass
+
+    def flush(self) -> None:
         pass

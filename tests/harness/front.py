@@ -176,7 +176,8 @@ class Front:
             self._loop = asyncio.get_running_loop()
             self._stop = asyncio.Event()
             ready = asyncio.Event()
-            serving = asyncio.create_task(worker.serve(self.config, self._sock, ready, self._stop))
+            equipment = worker.Equipment((self._sock,))
+            serving = asyncio.create_task(worker.serve(self.config, equipment, ready, self._stop))
             await ready.wait()
             loop.call_soon_threadsafe(up.set)
             await serving
@@ -267,7 +268,7 @@ async def front(
             api_socket=Path(directory, "api.sock"),
             feed_socket=Path(directory, "feed.sock"),
             scheme=scheme,
-            timeouts=timeouts or Timeouts(),
+            timeouts=timeouts or (Timeouts() if snapshot else Timeouts(routes=0.0)),
             limits=limits or Limits(),
         )
         feed = Feed(config.feed_socket, targets)

@@ -25,7 +25,8 @@ def check_refusal(answer: Answer, status: int) -> dict[str, object]:
     assert len(answer.body) == int(answer.one("content-length"))
     document = json.loads(answer.body)
     assert document["statusCode"] == status
-    assert set(document) == {"statusCode", "error", "message", "hint"}
+    assert set(document) == {"statusCode", "error", "message", "hint", "requestId"}
+    assert document["requestId"] == answer.one("x-request-id")
     assert isinstance(document, dict)
     return document
 

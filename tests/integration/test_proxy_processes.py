@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from codius_proxy.config import ProxyConfig
+from codius_proxy.config import ProxyConfig, SetupError
+from codius_proxy.listeners import Listeners, bind, inherited, open_all
 from codius_proxy.routes import Target
-from codius_proxy.server import bind, inherited
 from tests.harness.front import POD, ZONE, Feed, Raw, name
 from tests.harness.origin import ANSWER, DEADLINE, Line, Origin, closed_port, origin
 
@@ -225,20 +225,21 @@ async def test_sockets_that_systemd_opened_are_used() -> None:
                 assert await proxy.get(ZONE) == b"api  "
 
 
-def config(address: str, port: int, workers: int = 2) -> ProxyConfig:
+def config(port: int, *, workers: int = 2, redirect_port: int | None = None) -> ProxyConfig:
     return ProxyConfig(
         zone=ZONE,
-        listen_address=address,
+        listen_address="127.0.0.1",
         port=port,
         api_socket=Path("/nowhere"),
         feed_socket=Path("/nowhere"),
         workers=workers,
+        redirect_port=redirect_port,
     )
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_workers_share_one_port(address: str) -> None:
-    sockets = bind(config(address, 0))
+    sockets = bind(address, 0, 2)
     try:
         assert len({found.getsockname()[1] for found in sockets}) == 1
         assert all(found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for found in sockets)
@@ -247,13 +248,15 @@ def test_workers_share_one_port(address: str) -> None:
             found.close()
 
 
-def test_an_address_that_is_taken_is_named() -> None:
+@pytest.mark.parametrize("which", ["port", "redirect_port"])
+def test_an_address_that_is_taken_is_named(which: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1 port {port}"):
-            bind(config("127.0.0.1", port))
+        given = config(port) if which == "port" else config(0, redirect_port=port)
+        with pytest.raises(SetupError, match=rf"cannot listen on 127\.0\.0\.1 port {port}"):
+            open_all(given)
 
 
 @pytest.mark.parametrize(
@@ -264,4 +267,4 @@ def test_sockets_meant_for_somebody_else_are_left_alone(
 ) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()) if pid == "self" else pid)
     monkeypatch.setenv("LISTEN_FDS", count)
-    assert inherited() == []
+    assert inherited() == Listeners(())
