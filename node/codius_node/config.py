@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +24,10 @@ HOST_PATTERN: Final = re.compile(
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 MAX_PROXY_WORKERS: Final = 64
 """Workers; more than the CPUs of any machine this is meant for is a typing error."""
+MAX_HSTS_SECONDS: Final = 2 * 365 * 86400
+"""What the browsers' preload list asks for at most."""
+MAX_CONTACT: Final = 200
+"""Characters of the operator's address on error pages."""
 POD_POOL_PREFIXES: Final = range(16, 29)
 """A pool of /16 (65 000 pods) down to /28 (a dozen)."""
 
@@ -170,6 +174,30 @@ def _pool(value: str) -> IPv4Network:
     return network
 
 
+def _networks(value: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(word) for word in _words(value))
+
+
+def _optional_path(value: str) -> Path | None:
+    return _path(value) if value else None
+
+
+def _endpoint(value: str) -> tuple[str, int] | None:
+    """`127.0.0.1:9100` or `[::1]:9100`."""
+    if not value:
+        return None
+    host, colon, port = value.rpartition(":")
+    if not colon or host.startswith("[") != host.endswith("]") or (":" in host and host[0] != "["):
+        raise ValueError
+    return str(ip_address(host.strip("[]"))), _integer(1, 65535)(port)
+
+
+def _line(value: str) -> str:
+    if not value.isprintable() or len(value) > MAX_CONTACT:
+        raise ValueError
+    return value
+
+
 def _payments(value: str) -> str:
     if value not in {"", "free"}:
         raise ValueError
@@ -311,6 +339,73 @@ class Settings:
         "1",
         f"a number from 1 to {MAX_PROXY_WORKERS}",
         "Processes of the front door; more than one where visitors keep a whole core busy. 23 MB each.",
+    )
+    tls_certificates: Path | None = _setting(
+        "CODIUS_TLS_CERTIFICATES",
+        _optional_path,
+        "",
+        "an absolute path",
+        "Directory of certificates; with it CODIUS_PORT speaks TLS. One folder each, with fullchain.pem and"
+        " privkey.pem, as in certbot's live/; the front door's user must be able to read them. They are"
+        " chosen by name, and taken up when they change.",
+    )
+    redirect_port: int = _setting(
+        "CODIUS_REDIRECT_PORT",
+        _integer(0, 65535),
+        "0",
+        "a port, 1-65535; 0: none",
+        "Port where http is answered with the way to https; the world expects 80.",
+    )
+    hsts: int = _setting(
+        "CODIUS_HSTS",
+        _integer(0, MAX_HSTS_SECONDS),
+        "0",
+        "a number of seconds; 0: not said",
+        "How long browsers shall come back by https only, to the host and to each pod"
+        " (Strict-Transport-Security).",
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        "CODIUS_TRUSTED_PROXIES",
+        _networks,
+        "",
+        "IP addresses or networks, divided by commas",
+        "Load balancers in front of this host that set X-Forwarded-For and X-Forwarded-Proto. From anybody"
+        " else these are dropped.",
+    )
+    proxy_protocol: bool = _setting(
+        "CODIUS_PROXY_PROTOCOL",
+        _boolean,
+        "false",
+        "true or false",
+        "true: connections from CODIUS_TRUSTED_PROXIES begin with a PROXY header, version 1 or 2.",
+    )
+    contact: str = _setting(
+        "CODIUS_CONTACT",
+        _line,
+        "",
+        "one line of text, such as a mail address",
+        "How visitors reach you; shown on error pages.",
+    )
+    access_log: Path | None = _setting(
+        "CODIUS_ACCESS_LOG",
+        _optional_path,
+        "",
+        "an absolute path",
+        "File of the access log, one line of JSON per request. Unset: none.",
+    )
+    access_log_size: int = _setting(
+        "CODIUS_ACCESS_LOG_SIZE",
+        _integer(1, 100_000),
+        "64",
+        "a number of MiB",
+        "Size at which the access log is moved aside; four older files are kept.",
+    )
+    metrics: tuple[str, int] | None = _setting(
+        "CODIUS_METRICS",
+        _endpoint,
+        "",
+        "an IP address and a port, such as 127.0.0.1:9100",
+        "Where Prometheus finds the front door's counters, at /metrics. Unset: nowhere.",
     )
     dns_port: int = _setting(
         "CODIUS_DNS_PORT",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
+from typing import Final
 
 from codius_node import privileges, systemd
 from codius_node.config import Settings
 from codius_node.errors import CodiusError, SettingsError
+
+MIB: Final = 1024 * 1024
 
 
 def proxy(settings: Settings) -> int:
@@ -14,6 +17,7 @@ def proxy(settings: Settings) -> int:
     from codius_proxy import server  # each process loads only what it is
     from codius_proxy.config import ProxyConfig, SetupError
 
+    _check_tls(settings)
     uri = settings.public_uri
     config = ProxyConfig(
         zone=uri.host,
@@ -24,6 +28,15 @@ def proxy(settings: Settings) -> int:
         workers=settings.proxy_workers,
         scheme=uri.scheme,
         public_port=uri.port,
+        certificates=settings.tls_certificates,
+        redirect_port=settings.redirect_port or None,
+        hsts=settings.hsts,
+        trusted_proxies=settings.trusted_proxies,
+        proxy_protocol=settings.proxy_protocol,
+        contact=settings.contact,
+        access_log=settings.access_log,
+        access_log_bytes=settings.access_log_size * MIB,
+        metrics=settings.metrics,
     )
     try:
         server.run(config, drop_privileges=privileges.drop, on_ready=lambda: systemd.notify("READY=1"))
@@ -62,6 +75,25 @@ def dns(settings: Settings) -> int:
         return server.run(config, drop_privileges=_opened)
     except DnsError as error:
         raise StartError(error.message, hint=error.hint) from error
+
+
+def _check_tls(settings: Settings) -> None:
+    """Settings that are each well-formed and cannot be meant together. SettingsError."""
+    if settings.tls_certificates is not None and settings.public_uri.scheme != "https":
+        raise SettingsError(
+            f"CODIUS_TLS_CERTIFICATES is set, but the host's public address is {settings.public_uri}",
+            hint="Set CODIUS_PUBLIC_URI to the https address whose certificates these are.",
+        )
+    if settings.redirect_port and settings.public_uri.scheme != "https":
+        raise SettingsError(
+            f"CODIUS_REDIRECT_PORT leads to https, but the host's public address is {settings.public_uri}",
+            hint="Set CODIUS_PUBLIC_URI to an https address, or CODIUS_REDIRECT_PORT to 0.",
+        )
+    if settings.proxy_protocol and not settings.trusted_proxies:
+        raise SettingsError(
+            "CODIUS_PROXY_PROTOCOL is true, but no proxy is trusted",
+            hint="Set CODIUS_TRUSTED_PROXIES to the addresses of your load balancers.",
+        )
 
 
 class StartError(CodiusError):

@@ -87,8 +87,9 @@ async def serve(
 
 def _doors(config: ProxyConfig, equipment: Equipment, site: Site) -> list[PlainDoor | GuardedDoor]:
     context = equipment.context
-    says_hsts = config.hsts and context is not None
-    fields = b"Strict-Transport-Security: max-age=%d" % config.hsts if says_hsts else b""
+    fields = b""
+    if config.hsts and config.scheme == "https":
+        fields = b"Strict-Transport-Security: max-age=%d" % config.hsts
     ways = [(sock, Entrance(config.scheme, fields=fields), context) for sock in equipment.main]
     ways += [(sock, Entrance("http", redirects=True), None) for sock in equipment.redirect]
     return [
