@@ -75,13 +75,21 @@ class Outbox:
         """Send what there is; what the recorder has no room for waits, the oldest being dropped first."""
         if not (self._visits or self._accepted or self._dropped or self._told != self.connections()):
             return
-        visits, self._visits = self._visits, []
-        # The clocks may have been set since: the wall's time is asked once a batch.
+        # The clocks may have been set since: the wall's time is asked each time.
         offset = time.time() - time.monotonic()
-        records = [_record(visit, offset) for visit in visits]
-        taken = self._send(records)
-        self._visits = visits[taken:][-MAX_KEPT:]
-        self._dropped += len(visits) - taken - len(self._visits)
+        visits = self._visits
+        sent = 0
+        while True:
+            records = [_record(visit, offset) for visit in visits[sent : sent + BATCH]]
+            taken = self._send(records)
+            sent += taken
+            if taken < len(records) or sent == len(visits):
+                break
+        del visits[:sent]
+        excess = len(visits) - MAX_KEPT
+        if excess > 0:
+            del visits[:excess]
+            self._dropped += excess
 
     def _send(self, records: list[Record]) -> int:
         """How many of the records went out."""
@@ -121,7 +129,7 @@ def _record(visit: Visit, offset: float) -> Record:
         visit.sent,
         visit.number,
         visit.reason,
-        visit.end.value,
+        visit.end.name.lower(),
     )
 
 
