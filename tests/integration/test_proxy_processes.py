@@ -3,138 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import socket
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from codius_proxy.config import ProxyConfig, SetupError
+from codius_proxy.config import ProxyConfig, SetupError, Timeouts
 from codius_proxy.listeners import Listeners, bind, inherited, open_all
-from codius_proxy.routes import Target
-from tests.harness.front import POD, ZONE, Feed, Raw, name
-from tests.harness.origin import ANSWER, DEADLINE, Line, Origin, closed_port, origin
-
-# What `codiusd proxy` does, with a mark where privileges would be dropped.
-PROGRAM = """
-import json, logging, os, sys
-from pathlib import Path
-from codius_proxy.config import ProxyConfig, Timeouts
-from codius_proxy.server import run
-logging.basicConfig(level="INFO")
-given = json.loads(sys.argv[1])
-def drop():
-    Path(given["mark"]).write_text(str(os.getpid()))
-if given["listen_fd"]:
-    os.dup2(given["listen_fd"], 3)
-    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-run(ProxyConfig(zone=given["zone"], listen_address=given["address"], port=given["port"],
-    api_socket=Path(given["api"]), feed_socket=Path(given["feed"]), workers=2,
-    timeouts=Timeouts(drain=given["drain"])),
-    drop_privileges=drop, on_ready=lambda: print("ready", flush=True))
-"""
-
-
-@dataclass(slots=True)
-class Running:
-    """A proxy of two workers, and what it was given."""
-
-    process: asyncio.subprocess.Process
-    address: str
-    port: int
-    mark: Path
-    log: Path
-    clients: list[Raw] = field(default_factory=list)
-
-    async def client(self) -> Raw:
-        client = Raw(*await asyncio.open_connection(self.address, self.port))
-        self.clients.append(client)
-        return client
-
-    async def get(self, host: str) -> bytes:
-        client = await self.client()
-        try:
-            return (await client.get(host)).body
-        finally:
-            await client.aclose()
-
-    def workers(self) -> list[int]:
-        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in text.split()]
-
-    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-        return await self.ended()
-
-    async def ended(self) -> int:
-        async with asyncio.timeout(DEADLINE):
-            return await self.process.wait()
-
-
-@contextlib.asynccontextmanager
-async def running(
-    pod: Origin, *, address: str = "127.0.0.1", listen_fd: int = 0, drain: float = 5.0
-) -> AsyncIterator[Running]:
-    with tempfile.TemporaryDirectory(prefix="front-") as directory:
-        place = Path(directory)
-        feed = await Feed(place / "feed", {POD: Target("127.0.0.1", pod.port)}).start()
-        api = await Origin(answer=ANSWER.replace(b"hello", b"api  ")).start(place / "api")
-        port = closed_port()
-        given = {
-            "zone": ZONE,
-            "address": address,
-            "port": port,
-            "api": str(place / "api"),
-            "feed": str(place / "feed"),
-            "mark": str(place / "mark"),
-            "listen_fd": listen_fd,
-            "drain": drain,
-        }
-        with (place / "log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", PROGRAM, json.dumps(given),
-                stdout=asyncio.subprocess.PIPE, stderr=log, pass_fds=(listen_fd,) if listen_fd else (),
-            )  # fmt: skip
-        found = Running(process, address, port, place / "mark", place / "log")
-        try:
-            assert process.stdout is not None
-            async with asyncio.timeout(DEADLINE):
-                assert await process.stdout.readline() == b"ready\n", (place / "log").read_text()
-            yield found
-        finally:
-            await found.end(signal.SIGKILL)
-            for client in found.clients:
-                await client.aclose()
-            await api.aclose()
-            await feed.aclose()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether it still runs: an ended one that nobody collected yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+from tests.harness.front import ZONE, name
+from tests.harness.origin import ANSWER, DEADLINE, Line, origin
+from tests.harness.processes import alive, running, until
 
 
 async def test_two_workers_serve_pods_and_the_api_and_privileges_were_dropped_first() -> None:
     async with origin() as pod, running(pod) as proxy:
         assert proxy.mark.read_text() == str(proxy.process.pid)
-        assert len(proxy.workers()) == 2
+        assert len(proxy.children()) == 2
         async with asyncio.timeout(DEADLINE):
             while await proxy.get(name()) != b"hello":  # a worker may not have its snapshot yet
                 pass
@@ -182,7 +68,7 @@ async def test_a_stop_signal_lets_a_begun_request_finish_and_nothing_new_in() ->
 
 
 async def test_what_does_not_finish_in_time_does_not_hold_up_the_stop() -> None:
-    async with origin() as pod, running(pod, drain=0.2) as proxy:
+    async with origin() as pod, running(pod, timeouts=Timeouts(drain=0.2)) as proxy:
         client = await proxy.client()
         await client.send(f"POST / HTTP/1.1\r\nHost: {ZONE}\r\nContent-Length: 5\r\n\r\n".encode())
         assert await proxy.end() == 0
@@ -191,24 +77,24 @@ async def test_what_does_not_finish_in_time_does_not_hold_up_the_stop() -> None:
 
 async def test_a_worker_that_dies_is_replaced() -> None:
     async with origin() as pod, running(pod) as proxy:
-        before = proxy.workers()
+        before = proxy.children()
         os.kill(before[0], signal.SIGKILL)
-        await until(lambda: len(set(proxy.workers()) - set(before)) == 1)
-        assert before[1] in proxy.workers()
+        await until(lambda: len(set(proxy.children()) - set(before)) == 1)
+        assert before[1] in proxy.children()
         for _ in range(8):  # whichever worker gets it
             assert await proxy.get(ZONE) == b"api  "
 
 
 async def test_workers_end_with_their_parent() -> None:
-    async with origin() as pod, running(pod, drain=0.2) as proxy:
-        workers = proxy.workers()
+    async with origin() as pod, running(pod, timeouts=Timeouts(drain=0.2)) as proxy:
+        workers = proxy.children()
         await proxy.end(signal.SIGKILL)
         await until(lambda: not any(map(alive, workers)))
 
 
 async def test_ctrl_c_stops_it_as_well() -> None:
     async with origin() as pod, running(pod) as proxy:
-        for pid in [proxy.process.pid, *proxy.workers()]:
+        for pid in [proxy.process.pid, *proxy.children()]:
             os.kill(pid, signal.SIGINT)
         assert await proxy.ended() == 0
         assert "Traceback" not in proxy.log.read_text()
