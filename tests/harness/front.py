@@ -33,6 +33,7 @@ class Feed:
         self.path = path
         self.table = dict(table or {})
         self.readers = 0
+        self.silent = False  # new readers are told nothing
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
@@ -68,7 +69,8 @@ class Feed:
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.readers += 1
         self._writers.add(writer)
-        writer.write(routes.render_snapshot(self.table))
+        if not self.silent:
+            writer.write(routes.render_snapshot(self.table))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from codius_proxy import routes
 from codius_proxy.config import Timeouts
 from codius_proxy.routes import Target
 from tests.harness.certificates import Authority
@@ -65,7 +66,12 @@ async def test_a_reload_leaves_tunnels_and_begun_answers_alone() -> None:
         await go.wait()
         await line.send(b"llo")
 
-    async with origin(script) as pod, websocket_echo() as echo, running(pod) as proxy:
+    # A worker that is to end would cut everybody at once; one that retires has all the time it needs.
+    async with (
+        origin(script) as pod,
+        websocket_echo() as echo,
+        running(pod, timeouts=Timeouts(drain=0.0)) as proxy,
+    ):
         proxy.feed.add(OTHER, Target("127.0.0.1", echo))
         client = await proxy.client()
         await client.send(f"GET / HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode())
@@ -84,6 +90,25 @@ async def test_a_reload_leaves_tunnels_and_begun_answers_alone() -> None:
                 await socket_.send_str(text)
                 assert await socket_.receive_str() == text
         await until(lambda: not any(map(alive, before)))
+
+
+async def test_new_workers_take_nobody_before_they_know_the_routes() -> None:
+    async with (
+        origin() as pod,
+        running(pod, timeouts=Timeouts(routes=2 * DEADLINE)) as proxy,
+        Load(proxy, name()) as load,
+    ):
+        before = set(proxy.children())
+        proxy.feed.silent = True
+        proxy.process.send_signal(signal.SIGHUP)
+        await until(lambda: proxy.feed.readers == 4)
+        await load.more(SOME)
+        proxy.feed.silent = False
+        proxy.feed.say(routes.render_snapshot(proxy.feed.table))
+        await until(lambda: not any(map(alive, before)))
+        await load.more(SOME)
+        await load.aclose()
+        assert load.failures == []
 
 
 async def test_a_reload_that_cannot_be_served_changes_nothing(tmp_path: Path) -> None:
@@ -121,19 +146,38 @@ async def test_a_stop_answers_every_request_that_was_sent(tls: bool, tmp_path: P
             assert await proxy.ended() == 0
 
 
+async def test_a_stop_answers_those_who_wait_in_the_queue() -> None:
+    async with origin() as pod, running(pod) as proxy:
+        for client in (await one_of_each(proxy)).values():
+            await client.aclose()
+        workers = proxy.children()
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        waiting = [await proxy.client() for _ in range(8)]
+        for client in waiting:
+            await client.send(f"GET / HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode())
+        proxy.process.send_signal(signal.SIGTERM)
+        await until(lambda: "draining" in proxy.log.read_text())
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        for client in waiting:
+            assert (await client.answer()).body == b"hello"
+        assert await proxy.ended() == 0
+
+
 async def test_a_killed_node_costs_no_request_and_comes_back_with_new_routes(tmp_path: Path) -> None:
     path = tmp_path / "feed"
     async with origin() as pod, origin(answer=ANSWER.replace(b"hello", b"other")) as other:
-        routes = {POD: ("127.0.0.1", pod.port)}
+        known = {POD: ("127.0.0.1", pod.port)}
         async with (
-            node(path, routes) as first,
+            node(path, known) as first,
             running(pod, own_feed=False, feed_socket=path) as proxy,
             Load(proxy, name()) as load,
         ):
             first.kill()
             await first.wait()
             await load.more(SOME)
-            async with node(path, {**routes, OTHER: ("127.0.0.1", other.port)}):
+            async with node(path, {**known, OTHER: ("127.0.0.1", other.port)}):
                 async with asyncio.timeout(DEADLINE):
                     while await proxy.get(name(OTHER)) != b"other":
                         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from codius_proxy.config import ProxyConfig, SetupError, Timeouts
-from codius_proxy.listeners import Listeners, bind, inherited, open_all
+from codius_proxy.listeners import Listeners, bind, inherited, open_all, refuse_new
 from tests.harness.front import ZONE, name
 from tests.harness.origin import ANSWER, DEADLINE, Line, origin
 from tests.harness.processes import alive, running, until
@@ -132,6 +133,29 @@ def test_workers_share_one_port(address: str) -> None:
     finally:
         for found in sockets:
             found.close()
+
+
+def state_of(connection: socket.socket) -> int:
+    """The kernel's TCP state: 1 is ESTABLISHED, 2 is SYN_SENT."""
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_listener_that_refuses_newcomers_still_has_those_who_came_before(address: str) -> None:
+    [listening] = bind(address, 0, 1)
+    with listening, contextlib.ExitStack() as stack:
+        before, after = (stack.enter_context(socket.socket(listening.family)) for _ in range(2))
+        before.connect(listening.getsockname())
+        refuse_new([listening])
+        after.setblocking(False)
+        after.connect_ex(listening.getsockname())
+        assert (state_of(before), state_of(after)) == (1, 2)
+        accepted, _ = listening.accept()
+        with accepted:
+            before.sendall(b"hello")
+            assert accepted.recv(5) == b"hello"
+            before.close()
+            assert accepted.recv(5) == b""  # its FIN passes as well
 
 
 @pytest.mark.parametrize("which", ["port", "redirect_port"])
