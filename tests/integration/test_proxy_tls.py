@@ -191,6 +191,17 @@ async def test_an_answer_that_ends_with_the_connection_is_complete(
         assert await client.rest() == b""
 
 
+async def test_a_bad_request_gets_its_answer_and_then_the_end(
+    certificates: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with front(scheme="https", certificates=certificates) as proxy:
+        client = await proxy.client(tls=authority.trust())
+        await client.send(b"GET / HTTP/1.1\r\nBad Field: 1\r\n\r\n")
+        assert (await client.answer()).status == 400
+        assert await client.rest() == b""
+    assert [found.message for found in caplog.records if found.levelno >= logging.WARNING] == []
+
+
 async def test_a_visitor_that_ends_tls_is_nothing_to_complain_about(
     certificates: Path, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
