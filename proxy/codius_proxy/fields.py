@@ -50,6 +50,7 @@ class Kind(Enum):
     UPGRADE = "upgrade"
     EXPECT = "expect"
     ACCEPT = "accept"
+    COOKIE = "set-cookie"
 
 
 class Field(NamedTuple):
@@ -92,7 +93,7 @@ _REQUEST_KINDS: Final[Mapping[bytes, Kind]] = MappingProxyType(
         b"x-real-ip": Kind.CLAIM,
     }
 )
-_RESPONSE_KINDS: Final[Mapping[bytes, Kind]] = MappingProxyType({**_HOP_BY_HOP})
+_RESPONSE_KINDS: Final[Mapping[bytes, Kind]] = MappingProxyType({**_HOP_BY_HOP, b"set-cookie": Kind.COOKIE})
 
 
 class FieldMemo(dict[bytes, Field | None]):

@@ -6,6 +6,7 @@ import re
 from enum import Enum
 from typing import Final, NamedTuple
 
+from codius_proxy.cookies import keep_to_pod
 from codius_proxy.fields import (
     CONNECTION_OPTIONS,
     MAX_FIELDS,
@@ -116,7 +117,7 @@ def _parse_response(head: bytes, method: bytes, asked_upgrade: bytes | None) -> 
     chunked = False
     options = _NOTHING
     upgrade: bytes | None = None
-    for kind, name, value, _ in special:
+    for kind, name, value, line in special:
         if kind is Kind.LENGTH:
             if length is not None:
                 raise HttpError(502, "It has more than one Content-Length field.")
@@ -132,6 +133,8 @@ def _parse_response(head: bytes, method: bytes, asked_upgrade: bytes | None) -> 
             options |= tokens(value)
         elif kind is Kind.UPGRADE:
             upgrade = value if upgrade is None else upgrade + b", " + value
+        elif kind is Kind.COOKIE:
+            plain.append(keep_to_pod(line))
         elif kind is Kind.FORBIDDEN:
             raise HttpError(502, f"Its field {name.decode()} is too close to one that frames the message.")
     if chunked and length is not None:
