@@ -26,7 +26,7 @@ Record: TypeAlias = tuple[
     bytes,  # target
     str,  # the pod's manifest hash, `api`, or nothing when it led nowhere
     int,  # status of the answer; 0: the connection ended before there was one
-    int,  # bytes of the request, with its head
+    int,  # bytes of the request's body, or through the tunnel
     int,  # bytes of the answer, with its head
     int,  # the request's number in its worker
     str,  # why it was refused; empty when its target answered

@@ -246,11 +246,11 @@ class VisitorConnection(asyncio.Protocol):
         self.site.discard(tunnel)
         self._leave()
 
-    def cut(self) -> None:
+    def cut(self, end: End = End.VISITOR_LOST, reason: str = "") -> None:
         """End now. Where the end would pass for the answer's, a reset says that it is none."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            exchange.abandon(End.VISITOR_LOST)
+            exchange.abandon(end, reason=reason)
         self._state = _State.CLOSED
         if self.ends_by_close:
             reset(self._transport)

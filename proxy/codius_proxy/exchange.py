@@ -43,7 +43,10 @@ class Exchange:
         self._site = visitor.site
         self._started_at = monotonic()
         self.number = visitor.site.next_number()
-        self._identity = visitor.identity
+        identity = visitor.identity
+        if identity.trusted:  # a proxy of the operator's says itself whom this request is from
+            identity = visitor.site.trust.believe(identity, request.claims)
+        self._identity = identity
         self.request = request
         self.held = b""  # the body's first bytes, while the target is not connected
         self._route: Route | None = None
@@ -249,10 +252,7 @@ class Exchange:
         visitor, request = self._visitor, self.request
         self._target = target
         self.target_blocked = False
-        rendered = visitor.rendered
-        if self._identity.trusted:  # it says itself whom this request is from
-            self._identity = self._site.trust.believe(visitor.identity, request.claims)
-            rendered = self._identity.render()
+        rendered = visitor.rendered if self._identity is visitor.identity else self._identity.render()
         head = render_request(request, build_fields(rendered, request.host))
         target.start(
             self,
@@ -282,8 +282,8 @@ class Exchange:
     def _fail(self, failure: Failure) -> None:
         """The target did not do its part."""
         if self.started:
-            self.abandon(End.TARGET_LOST, reason="broken_off")
-            self._visitor.cut()  # a second head, or an end, would be a lie
+            # A second head, or an end, would be a lie.
+            self._visitor.cut(End.TARGET_LOST, "broken_off")
             return
         target = self._detach()
         if target is not None:
@@ -317,6 +317,7 @@ class Exchange:
         self._target = None
         self._detach()
         self._sent += tunnel.target_side.passed
+        self._received += tunnel.visitor_side.passed
         self._visitor.tunnel_ended(tunnel)
         self._report(End.UPGRADED)
 

@@ -89,7 +89,7 @@ class Metrics:
             for status, count in traffic.by_status.items()
         ))  # fmt: skip
         yield from _family(
-            "received_bytes_total", "counter", "Bytes of requests by pod, with their heads.",
+            "received_bytes_total", "counter", "Bytes of requests' bodies by pod.",
             (((("pod", pod),), traffic.received) for pod, traffic in self._traffic.items()),
         )  # fmt: skip
         yield from _family(

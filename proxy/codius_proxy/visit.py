@@ -26,8 +26,8 @@ class Visit(NamedTuple):
     request: RequestHead | None  # None: there was no head to be read
     pod: str  # the manifest hash, `api`, or nothing when it led nowhere
     status: int  # of the answer that was begun; 0 when there was none
-    received: int  # bytes of the request's body
-    sent: int  # bytes of the answer, its head included
+    received: int  # bytes of the request's body, or of what came through the tunnel
+    sent: int  # bytes of the answer, its head included, and of the tunnel
     started: float  # time.monotonic when its head was complete
     seconds: float
     number: int  # of the request in its worker
