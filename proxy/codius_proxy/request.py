@@ -6,20 +6,27 @@ import re
 from typing import Final, NamedTuple
 
 from codius_proxy.fields import (
+    ACCEPT,
     BARE_LF,
+    CLAIM,
+    CONNECTION,
     CONNECTION_OPTIONS,
-    MAX_FIELDS,
+    EXPECT,
+    FORBIDDEN,
+    HOST,
+    LENGTH,
     PROTECTED,
-    REQUEST_LINES,
+    REQUEST_NAMES,
     TOKEN,
+    TRANSFER,
+    UPGRADE,
     Field,
     HttpError,
-    Kind,
     check_transfer_encoding,
     may_tunnel,
     parse_length,
     shown,
-    sort_lines,
+    split_block,
     tokens,
     without,
 )
@@ -27,10 +34,12 @@ from codius_proxy.fields import (
 MAX_HEAD: Final = 32 * 1024  # bytes of a request head; browsers stay below 16 KiB
 MAX_TARGET: Final = 16 * 1024  # bytes of a request target: longer ones get 414
 MAX_METHOD: Final = 32  # bytes; the longest registered one has 17
-_VIA: Final = b"Via: 1.1 codius\r\n"  # a gateway MUST say that it was there, RFC 9110 section 7.6.3
+_VIA: Final = b"\r\nVia: 1.1 codius\r\n"  # a gateway MUST say that it was there, RFC 9110 section 7.6.3
 
 # No fragment in a target, no octet outside ASCII: what one parser escapes another may not.
-_REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]++) HTTP/([0-9])\.([0-9])")
+_REQUEST_LINE: Final = re.compile(
+    rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]++) HTTP/([0-9])\.([0-9])(?=\r\n|\Z)"
+)
 _ABSOLUTE: Final = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?+://([^/?]*+)(.*+)")
 _TOKEN_BYTES: Final = frozenset(
     b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -42,7 +51,7 @@ MEMO_BLOCK_LENGTH: Final = 1024  # bytes; longer ones are read line by line each
 class Framing(NamedTuple):
     """What the header lines of a request say, whatever its first line is: a function of their bytes."""
 
-    lines: tuple[bytes, ...]  # end-to-end fields, as they came
+    fields: bytes  # for the pod: Host, what is end-to-end as it came, and the body's framing
     host: bytes
     length: int | None
     chunked: bool
@@ -61,7 +70,7 @@ class RequestHead(NamedTuple):
     target: bytes
     minor: int  # of HTTP/1.x
     host: bytes
-    fields: tuple[bytes, ...]
+    fields: bytes  # Host, what is end-to-end as it came, and the body's framing; CR LF before each line
     length: int | None
     chunked: bool
     keep_alive: bool
@@ -108,10 +117,9 @@ def find_head_end(buffer: bytes, start: int = 0) -> int:
 
 def parse_request(head: bytes) -> RequestHead:
     """A request head without the blank line's CR LF CR LF; HttpError for anything ambiguous."""
-    line, _, block = head.partition(b"\r\n")
-    match = _REQUEST_LINE.fullmatch(line)
+    match = _REQUEST_LINE.match(head)
     if match is None:
-        raise HttpError(*_why_no_request_line(line))
+        raise HttpError(*_why_no_request_line(head.partition(b"\r\n")[0]))
     method, target, major, digit = match.groups()
     if major != b"1" or digit not in b"01":
         raise HttpError(505, "This host speaks HTTP/1.1 and HTTP/1.0.")
@@ -119,7 +127,8 @@ def parse_request(head: bytes) -> RequestHead:
         raise HttpError(501, f"A method longer than {MAX_METHOD} bytes is not known here.")
     if len(target) > MAX_TARGET:
         raise HttpError(414, f"The request target is longer than {MAX_TARGET} bytes.")
-    fields = _blocks.get(block)
+    block = head[match.end() :]
+    fields = remembered_blocks.get(block)
     if fields is None:
         fields = _read_block(block)
     minor = 1 if digit == b"1" else 0
@@ -134,7 +143,7 @@ def parse_request(head: bytes) -> RequestHead:
         target,
         minor,
         fields.host,
-        fields.lines,
+        fields.fields,
         fields.length,
         fields.chunked,
         # HTTP/1.0 keep-alive would need every answer's length in advance: closing is simpler and right.
@@ -148,74 +157,71 @@ def parse_request(head: bytes) -> RequestHead:
 
 def render_request(head: RequestHead, forwarding: bytes) -> bytes:
     """The head for the pod; `forwarding` are complete lines that say who the visitor is."""
-    parts = [b"%b %b HTTP/1.1\r\nHost: %b" % (head.method, head.target, head.host), *head.fields]
-    if head.chunked:
-        parts.append(b"Transfer-Encoding: chunked")
-    elif head.length is not None:
-        parts.append(b"Content-Length: %d" % head.length)
+    fields = head.fields
     if head.expect:
-        parts.append(b"Expect: 100-continue")
+        fields += b"\r\nExpect: 100-continue"
     if head.upgrade is not None:
-        parts.append(b"Connection: Upgrade\r\nUpgrade: " + head.upgrade)
-    parts.append(_VIA + forwarding + b"\r\n")
-    return b"\r\n".join(parts)
+        fields += b"\r\nConnection: Upgrade\r\nUpgrade: " + head.upgrade
+    return b"%b %b HTTP/1.1%b%b%b\r\n" % (head.method, head.target, fields, _VIA, forwarding)
 
 
 _SLASH: Final = ord("/")
 _NO_TUNNELS: Final = (501, "This is no forward proxy: CONNECT is not served.")
-_blocks: Final[dict[bytes, Framing]] = {}
+remembered_blocks: Final[dict[bytes, Framing]] = {}
 
 
 def _read_block(block: bytes) -> Framing:
     """The header lines of a request; remembered, for the same bytes mean the same next time."""
     fields = _parse_block(block)
     if len(block) <= MEMO_BLOCK_LENGTH:
-        if len(_blocks) >= MEMO_BLOCKS:
-            _blocks.clear()
-        _blocks[block] = fields
+        if len(remembered_blocks) >= MEMO_BLOCKS:
+            remembered_blocks.clear()
+        remembered_blocks[block] = fields
     return fields
 
 
 def _parse_block(block: bytes) -> Framing:
-    lines = block.split(b"\r\n") if block else []
-    if len(lines) > MAX_FIELDS:
-        raise HttpError(431, f"The request has more than {MAX_FIELDS} header lines.")
-    plain, special = sort_lines(lines, REQUEST_LINES)
+    kept: list[bytes] = []
     host: bytes | None = None
     length: int | None = None
     chunked = expect = html = False
     options = _NOTHING
     upgrade: bytes | None = None
     claims: list[Field] = []
-    for field in special:
-        kind, name, value, line = field
-        if kind is Kind.HOST:
+    for line in split_block(block):
+        name, _, value = line.partition(b":")
+        kind = REQUEST_NAMES[name]
+        if kind is None:
+            kept.append(line)
+            continue
+        value = value.strip(b" \t")
+        if kind is ACCEPT:
+            kept.append(line)
+            html = html or b"text/html" in value.lower()
+        elif kind is HOST:
             if host is not None:
                 raise HttpError(400, "The request has more than one Host field.")
             host = value
-        elif kind is Kind.ACCEPT:
-            plain.append(line)
-            html = html or b"text/html" in value.lower()
-        elif kind is Kind.CONNECTION:
+        elif kind is CONNECTION:
             options |= tokens(value)
-        elif kind is Kind.LENGTH:
+        elif kind is LENGTH:
             if length is not None:
                 raise HttpError(400, "The request has more than one Content-Length field.")
             length = parse_length(value)
-        elif kind is Kind.TRANSFER:
+        elif kind is TRANSFER:
             if chunked:
                 raise HttpError(400, "The request has more than one Transfer-Encoding field.")
             check_transfer_encoding(value)
             chunked = True
-        elif kind is Kind.UPGRADE:
+        elif kind is UPGRADE:
             upgrade = value if upgrade is None else upgrade + b", " + value
-        elif kind is Kind.EXPECT:
+        elif kind is EXPECT:
             if value.lower() != b"100-continue":
                 raise HttpError(417, "Only `Expect: 100-continue` can be met.")
             expect = True
-        elif kind is Kind.CLAIM:
-            claims.append(field)
-        elif kind is Kind.FORBIDDEN:
+        elif kind is CLAIM:
+            claims.append(Field(kind, name.lower(), value))
+        elif kind is FORBIDDEN:
             raise HttpError(
                 400, f"The field name {name.decode()} is too close to one that frames the message."
             )
@@ -230,17 +236,22 @@ def _parse_block(block: bytes) -> Framing:
     if named:
         if not named.isdisjoint(PROTECTED):
             raise HttpError(400, "The Connection field names a field that is meant for the pod.")
-        plain = without(plain, named)
+        kept = without(kept, named)
+    kept.insert(0, b"\r\nHost: " + host)
+    if chunked:
+        kept.append(b"Transfer-Encoding: chunked")
+    elif length is not None:
+        kept.append(b"Content-Length: %d" % length)
     return Framing(
-        lines=tuple(plain),
-        host=host,
-        length=length,
-        chunked=chunked,
-        close=b"close" in options,
-        upgrade=upgrade,
-        expect=expect and has_body,
-        html=html,
-        claims=tuple(claims),
+        b"\r\n".join(kept),
+        host,
+        length,
+        chunked,
+        b"close" in options,
+        upgrade,
+        expect and has_body,
+        html,
+        tuple(claims),
     )
 
 

@@ -8,23 +8,34 @@ from typing import Final, NamedTuple
 
 from codius_proxy.cookies import keep_to_pod
 from codius_proxy.fields import (
+    BARE_LF,
+    CONNECTION,
     CONNECTION_OPTIONS,
-    MAX_FIELDS,
-    RESPONSE_LINES,
+    COOKIE,
+    FORBIDDEN,
+    LENGTH,
+    RESPONSE_NAMES,
+    TRANSFER,
+    UPGRADE,
     HttpError,
-    Kind,
     check_transfer_encoding,
     parse_length,
     protocols,
     shown,
-    sort_lines,
+    split_block,
     tokens,
     without,
 )
 
 MAX_RESPONSE_HEAD: Final = 64 * 1024  # bytes; pods may send longer heads than visitors
 
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?")
+_STATUS_LINE: Final = re.compile(
+    rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?(?=\r\n|\Z)"
+)
+MEMO_HEADS: Final = 512  # remembered: a pod says the same again and again
+MEMO_HEAD_LENGTH: Final = 1024  # bytes; longer ones are read each time
+
+_CRLF: Final = b"\r\n"
 _BLANK_LINE: Final = re.compile(rb"\r?+\n\r?+\n")
 _LINE_END: Final = re.compile(rb"\r?+\n")
 
@@ -38,12 +49,18 @@ class Body(Enum):
     UNTIL_CLOSE = "when the connection ends"
 
 
+NO_BODY: Final = Body.NONE  # as for `fields.Kind`
+BY_LENGTH: Final = Body.LENGTH
+CHUNKED: Final = Body.CHUNKED
+UNTIL_CLOSE: Final = Body.UNTIL_CLOSE
+
+
 class ResponseHead(NamedTuple):
     """A response as it may go to a visitor: end-to-end fields only, the rest decided."""
 
     status: int
     status_line: bytes
-    fields: tuple[bytes, ...]
+    fields: bytes  # what is end-to-end as it came, and the length; CR LF before each line
     body: Body
     length: int | None  # as declared, also where no body follows (HEAD, 304)
     reusable: bool  # another request may follow on the pod's connection
@@ -75,73 +92,89 @@ def find_response_end(buffer: bytes) -> tuple[int, int]:
 
 def parse_response(head: bytes, *, method: bytes, upgrade: bytes | None) -> ResponseHead:
     """A response's head, to a request with this method and offer to upgrade; HttpError 502."""
-    try:
-        return _parse_response(head, method, upgrade)
-    except HttpError as error:
-        raise HttpError(502, f"The pod's answer is not valid HTTP/1.1. {error.reason}") from error
+    found = remembered_heads.get(head)
+    if found is None or method == b"HEAD":
+        try:
+            found = _read_head(head, method, upgrade)
+        except HttpError as error:
+            raise HttpError(502, f"The pod's answer is not valid HTTP/1.1. {error.reason}") from error
+    return found
 
 
 def render_response(head: ResponseHead, *, close: bool, chunked: bool, fields: bytes = b"") -> bytes:
-    """The head for the visitor; `chunked` when the body goes out in chunks, `fields` are lines of ours."""
-    parts = [head.status_line, *head.fields]
-    if fields:
-        parts.insert(1, fields)  # before the pod's: of two policies the first counts, RFC 6797 section 8.1
+    """The head for the visitor; `chunked` when the body goes out in chunks, `fields` is a line of ours."""
+    # Ours come before the pod's: of two policies the first counts, RFC 6797 section 8.1.
+    out = (
+        b"%b\r\n%b%b" % (head.status_line, fields, head.fields) if fields else head.status_line + head.fields
+    )
     if chunked:
-        parts.append(b"Transfer-Encoding: chunked")
-    elif head.length is not None:
-        parts.append(b"Content-Length: %d" % head.length)
+        out += b"\r\nTransfer-Encoding: chunked"
     if head.upgrade is not None:
-        parts.append(b"Connection: Upgrade\r\nUpgrade: " + head.upgrade)
+        out += b"\r\nConnection: Upgrade\r\nUpgrade: " + head.upgrade
     elif close:
-        parts.append(b"Connection: close")
-    parts.append(b"\r\n")
-    return b"\r\n".join(parts)
+        out += b"\r\nConnection: close"
+    return out + b"\r\n\r\n"
 
 
-def _parse_response(head: bytes, method: bytes, asked_upgrade: bytes | None) -> ResponseHead:
-    lines = head.split(b"\r\n")
-    strict = len(lines) == head.count(b"\n") + 1
-    if not strict:
-        lines = _LINE_END.split(head)
-    match = _STATUS_LINE.fullmatch(lines[0])
+remembered_heads: Final[dict[bytes, ResponseHead]] = {}
+
+
+def _read_head(head: bytes, method: bytes, upgrade: bytes | None) -> ResponseHead:
+    """Remembers what it read, where that is a function of the head's bytes alone."""
+    bare = BARE_LF.search(head) is not None
+    found = _parse_head(b"\r\n".join(_LINE_END.split(head)) if bare else head, method, upgrade)
+    if bare:
+        return found._replace(reusable=False)
+    if len(head) <= MEMO_HEAD_LENGTH and method != b"HEAD" and found.status != 101:
+        if len(remembered_heads) >= MEMO_HEADS:
+            remembered_heads.clear()
+        remembered_heads[head] = found
+    return found
+
+
+def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> ResponseHead:
+    match = _STATUS_LINE.match(head)
     if match is None:
-        raise HttpError(502, f"{shown(lines[0])} is no status line.")
+        raise HttpError(502, f"{shown(head.partition(_CRLF)[0])} is no status line.")
     digit, code, reason = match.groups()
     minor = 1 if digit == b"1" else 0
     status = int(code)
-    if len(lines) > MAX_FIELDS + 1:
-        raise HttpError(502, f"It has more than {MAX_FIELDS} header lines.")
-    del lines[0]
-    plain, special = sort_lines(lines, RESPONSE_LINES)
+    kept = [b""]
     length: int | None = None
     chunked = False
     options = _NOTHING
     upgrade: bytes | None = None
-    for kind, name, value, line in special:
-        if kind is Kind.LENGTH:
+    for line in split_block(head[match.end() :]):
+        name, _, value = line.partition(b":")
+        kind = RESPONSE_NAMES[name]
+        if kind is None:
+            kept.append(line)
+            continue
+        value = value.strip(b" \t")
+        if kind is LENGTH:
             if length is not None:
                 raise HttpError(502, "It has more than one Content-Length field.")
             length = parse_length(value)
-        elif kind is Kind.TRANSFER:
+        elif kind is TRANSFER:
             if chunked:
                 raise HttpError(502, "It has more than one Transfer-Encoding field.")
             if not minor:
                 raise HttpError(502, "HTTP/1.0 knows no Transfer-Encoding.")
             check_transfer_encoding(value)
             chunked = True
-        elif kind is Kind.CONNECTION:
+        elif kind is CONNECTION:
             options |= tokens(value)
-        elif kind is Kind.UPGRADE:
+        elif kind is UPGRADE:
             upgrade = value if upgrade is None else upgrade + b", " + value
-        elif kind is Kind.COOKIE:
-            plain.append(keep_to_pod(line))
-        elif kind is Kind.FORBIDDEN:
+        elif kind is COOKIE:
+            kept.append(keep_to_pod(line))
+        elif kind is FORBIDDEN:
             raise HttpError(502, f"Its field {name.decode()} is too close to one that frames the message.")
     if chunked and length is not None:
         raise HttpError(502, "It has both Content-Length and Transfer-Encoding.")
     named = options - CONNECTION_OPTIONS
     if named:
-        plain = without(plain, named)
+        kept = without(kept, named)
     if status == 101:
         offered = protocols(asked_upgrade) if asked_upgrade is not None else _NOTHING
         if upgrade is None or upgrade.lower() not in offered:
@@ -150,22 +183,24 @@ def _parse_response(head: bytes, method: bytes, asked_upgrade: bytes | None) -> 
         upgrade = None
     if status < 200 or status == 204:
         length = None  # RFC 9110 section 8.6: not allowed there
+    if length is not None:
+        kept.append(b"Content-Length: %d" % length)
     if method == b"HEAD" or status < 200 or status in (204, 304):
-        body = Body.NONE
+        body = NO_BODY
     elif chunked:
-        body = Body.CHUNKED
+        body = CHUNKED
     elif length is not None:
-        body = Body.LENGTH if length else Body.NONE
+        body = BY_LENGTH if length else NO_BODY
     else:
-        body = Body.UNTIL_CLOSE
+        body = UNTIL_CLOSE
     return ResponseHead(
-        status=status,
-        status_line=b"HTTP/1.1 %b %b" % (code, reason or b""),
-        fields=tuple(plain),
-        body=body,
-        length=length,
-        reusable=strict and minor == 1 and body is not Body.UNTIL_CLOSE and b"close" not in options,
-        upgrade=upgrade,
+        status,
+        b"HTTP/1.1 %b %b" % (code, reason or b""),
+        b"\r\n".join(kept),
+        body,
+        length,
+        minor == 1 and body is not UNTIL_CLOSE and b"close" not in options,
+        upgrade,
     )
 
 

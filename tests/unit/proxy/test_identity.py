@@ -90,7 +90,7 @@ def test_whatever_stands_left_of_the_client_changes_nothing(forged: list[object]
     st.lists(st.tuples(st.sampled_from([b"x-forwarded-for", b"x-forwarded-proto"]), st.binary(max_size=60)))
 )
 def test_any_claims_give_an_address_literal_and_a_scheme(noise: list[tuple[bytes, bytes]]) -> None:
-    believed = TRUST.believe(PEER, [Field(Kind.CLAIM, name, value, b"") for name, value in noise])
+    believed = TRUST.believe(PEER, [Field(Kind.CLAIM, name, value) for name, value in noise])
     assert str(ip_address(believed.address)) == believed.address
     assert believed.scheme in {"http", "https"}
 

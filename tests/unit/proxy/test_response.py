@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_proxy.fields import MAX_FIELDS, HttpError
-from codius_proxy.response import Body, find_response_end, parse_response, render_response
+from codius_proxy.response import (
+    MEMO_HEAD_LENGTH,
+    MEMO_HEADS,
+    Body,
+    find_response_end,
+    parse_response,
+    remembered_heads,
+    render_response,
+)
 from tests.unit.proxy.lines import FIRST, LINES
 
 
@@ -117,3 +125,19 @@ def test_no_bytes_escape_the_search_for_a_responses_end(data: bytes) -> None:
         find_response_end(data)
     except HttpError as error:
         assert error.status == 502  # noqa: PT017 - either outcome is right
+
+
+def test_what_is_remembered_is_bounded_and_depends_on_no_other_request() -> None:
+    for number in range(MEMO_HEADS * 2):
+        parse_response(response(f"X-{number}: y"), method=b"GET", upgrade=None)
+    parse_response(response("X: " + "y" * MEMO_HEAD_LENGTH), method=b"GET", upgrade=None)
+    assert len(remembered_heads) <= MEMO_HEADS
+    assert max(map(len, remembered_heads)) <= MEMO_HEAD_LENGTH
+    raw = response("Content-Length: 5")
+    for _ in range(2):
+        assert parse_response(raw, method=b"HEAD", upgrade=None).body is Body.NONE
+        assert parse_response(raw, method=b"GET", upgrade=None).body is Body.LENGTH
+    raw = response("Connection: Upgrade", "Upgrade: foo", line="HTTP/1.1 101 Switching")
+    assert parse_response(raw, method=b"GET", upgrade=b"foo").upgrade == b"foo"
+    with pytest.raises(HttpError):
+        parse_response(raw, method=b"GET", upgrade=None)
