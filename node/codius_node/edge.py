@@ -15,7 +15,7 @@ MIB: Final = 1024 * 1024
 def proxy(settings: Settings) -> int:
     """`codiusd proxy`: the front door, until SIGTERM; the exit status."""
     from codius_proxy import server  # each process loads only what it is
-    from codius_proxy.config import ProxyConfig, SetupError
+    from codius_proxy.config import AddressError, CertificateError, ProxyConfig, SetupError
 
     _check_tls(settings)
     uri = settings.public_uri
@@ -40,10 +40,22 @@ def proxy(settings: Settings) -> int:
     )
     try:
         server.run(config, drop_privileges=privileges.drop, on_ready=lambda: systemd.notify("READY=1"))
+    except AddressError as error:
+        raise StartError(
+            f"the front door {error}",
+            hint="`codiusd doctor` says who has the port; CODIUS_PORT, CODIUS_REDIRECT_PORT, CODIUS_METRICS"
+            " and CODIUS_BIND_IP choose others.",
+        ) from error
+    except CertificateError as error:
+        raise StartError(
+            f"the front door cannot start with its certificates: {error}",
+            hint=f"Files in {settings.tls_certificates} are read as an unprivileged user: give them to its"
+            " group (codius), mode 0640.",
+        ) from error
     except SetupError as error:
         raise StartError(
             f"the front door {error}",
-            hint="`codiusd doctor` says who has a port; `codiusd --help` names the settings.",
+            hint="It runs as an unprivileged user, who also moves full files aside: give it the directory.",
         ) from error
     return 0
 

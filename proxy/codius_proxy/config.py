@@ -12,7 +12,19 @@ DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class SetupError(Exception):
-    """Something the settings name is not there or of no use: a file, an address, a certificate."""
+    """Something the settings name is of no use."""
+
+
+class AddressError(SetupError):
+    """An address that cannot be listened on."""
+
+
+class LogError(SetupError):
+    """An access log that cannot be written."""
+
+
+class CertificateError(SetupError):
+    """A certificate that cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)

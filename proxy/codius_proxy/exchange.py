@@ -125,8 +125,10 @@ class Exchange:
         visitor = self._visitor
         if self._target is None:
             self._fail(Failure(Fault.TIMEOUT, "It did not take the connection in time."))
-        elif self.started or visitor.eof:
+        elif visitor.eof:
             visitor.cut()
+        elif self.started:
+            visitor.cut(End.TARGET_LOST, "stalled")
         elif visitor.reader.body_done or self.target_blocked:
             what = "It took no more of the request" if self.target_blocked else "It sent no answer"
             self._fail(Failure(Fault.TIMEOUT, f"{what} for too long."))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-from codius_proxy.config import ProxyConfig, SetupError
+from codius_proxy.config import AddressError, ProxyConfig
 
 BACKLOG: Final = 1024  # connections the kernel holds while a worker is busy
 FIRST_LISTEN_FD: Final = 3  # sd_listen_fds(3)
@@ -50,7 +50,7 @@ class Listeners:
 
 
 def open_all(config: ProxyConfig) -> Listeners:
-    """What systemd opened for us, and the rest of what the settings ask for. SetupError."""
+    """What systemd opened for us, and the rest of what the settings ask for. AddressError."""
     found = inherited()
     opened = list(found.all())
     try:
@@ -61,7 +61,7 @@ def open_all(config: ProxyConfig) -> Listeners:
             redirect = bind(config.listen_address, config.redirect_port, config.workers)
             opened += redirect
         metrics = bind(*config.metrics, 1)[0] if config.metrics is not None else None
-    except (OSError, SetupError):
+    except (OSError, AddressError):
         for listening in opened:
             listening.close()
         raise
@@ -88,9 +88,9 @@ def bind(address: str, port: int, count: int) -> list[socket.socket]:
                 listening.bind((address, port))
                 listening.listen(BACKLOG)
             except OSError as error:
-                raise SetupError(f"cannot listen on {address} port {port}: {error.strerror}") from error
+                raise AddressError(f"cannot listen on {address} port {port}: {error.strerror}") from error
             port = listening.getsockname()[1]  # port 0: the others share what the first one got
-    except (OSError, SetupError):
+    except (OSError, AddressError):
         for listening in sockets:
             listening.close()
         raise

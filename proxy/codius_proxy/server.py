@@ -22,7 +22,7 @@ import uvloop
 
 from codius_proxy import listeners, recorder, worker
 from codius_proxy.access_log import LogFile
-from codius_proxy.config import ProxyConfig, SetupError
+from codius_proxy.config import CertificateError, LogError, ProxyConfig
 from codius_proxy.last_table import LastTable
 from codius_proxy.listeners import Listeners
 from codius_proxy.recorder import Recorder
@@ -154,7 +154,7 @@ class _Parent:
         logger.info("renewing %d workers", len(self._workers))
         try:
             fresh = self._equip()
-        except SetupError as error:
+        except CertificateError as error:
             logger.error("the workers stay as they are: %s", error)
             return
         ready, self._say_ready = os.pipe()
@@ -187,7 +187,7 @@ class _Parent:
     # What they are made for.
 
     def _equip(self) -> list[_Place]:
-        """A place for each worker, with certificates as they are now. SetupError."""
+        """A place for each worker, with certificates as they are now. CertificateError."""
         config, opened = self._config, self._opened
         context = None
         if config.certificates is not None:
@@ -320,7 +320,7 @@ def _open_log(path: Path, config: ProxyConfig) -> LogFile:
     try:
         return LogFile(path, max_bytes=config.access_log_bytes)
     except OSError as error:
-        raise SetupError(f"cannot write the access log {path}: {error.strerror}") from error
+        raise LogError(f"cannot write the access log {path}: {error.strerror}") from error
 
 
 def _raise_file_limit() -> None:

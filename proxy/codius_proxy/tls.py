@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 from cryptography import x509
 
-from codius_proxy.config import SetupError
+from codius_proxy.config import CertificateError
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,6 @@ CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 _Stamp: TypeAlias = tuple[int, int, int]  # what changes when a file or its mode does: inode, size, ctime
 _Stamps: TypeAlias = tuple[_Stamp, _Stamp]
-
-
-class CertificateError(SetupError):
-    """A certificate that cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)

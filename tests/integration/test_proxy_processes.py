@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from codius_proxy.config import ProxyConfig, SetupError, Timeouts
+from codius_proxy.config import AddressError, ProxyConfig, Timeouts
 from codius_proxy.listeners import Listeners, bind, inherited, open_all, refuse_new
 from tests.harness.front import ZONE, name
 from tests.harness.origin import ANSWER, DEADLINE, Line, origin
@@ -165,7 +165,7 @@ def test_an_address_that_is_taken_is_named(which: str) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         given = config(port) if which == "port" else config(0, redirect_port=port)
-        with pytest.raises(SetupError, match=rf"cannot listen on 127\.0\.0\.1 port {port}"):
+        with pytest.raises(AddressError, match=rf"cannot listen on 127\.0\.0\.1 port {port}"):
             open_all(given)
 
 

@@ -11,7 +11,7 @@ from codius_node import edge
 from codius_node.config import load
 from codius_node.errors import SettingsError
 from codius_proxy import server
-from codius_proxy.config import ProxyConfig, SetupError
+from codius_proxy.config import AddressError, CertificateError, LogError, ProxyConfig, SetupError
 
 HTTPS = {"CODIUS_PUBLIC_URI": "https://codius.example"}
 
@@ -80,10 +80,23 @@ def test_settings_that_cannot_be_meant_together_stop_the_start(
     assert not started
 
 
-def test_a_front_door_that_cannot_be_set_up_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (AddressError("cannot listen on 127.0.0.1 port 3000: Address already in use"), "CODIUS_PORT"),
+        (CertificateError("/certificates/a/privkey.pem cannot be read: Permission denied"), "0640"),
+        (LogError("cannot write the access log /log: Permission denied"), "directory"),
+    ],
+)
+def test_a_front_door_that_cannot_be_set_up_says_why_and_what_to_do(
+    error: SetupError, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(_: ProxyConfig, **__: Any) -> None:
-        raise SetupError("cannot listen on 127.0.0.1 port 3000: Address already in use")
+        raise error
 
     monkeypatch.setattr(server, "run", run)
-    with pytest.raises(edge.StartError, match="the front door cannot listen on 127"):
+    with pytest.raises(edge.StartError) as caught:
         edge.proxy(load({}))
+    assert str(error) in caught.value.message
+    assert caught.value.hint is not None
+    assert hint in caught.value.hint

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from codius_proxy.tls import CHAIN_FILE, KEY_FILE, LOOK_EVERY, CertificateError, Certificates
+from codius_proxy.config import CertificateError
+from codius_proxy.tls import CHAIN_FILE, KEY_FILE, LOOK_EVERY, Certificates
 from tests.harness.certificates import Authority, serial_of
 
 
