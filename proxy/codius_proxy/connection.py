@@ -40,6 +40,15 @@ class _State(Enum):
     CLOSED = "over"
 
 
+# An enum's member costs 60 ns to look up in Python 3.11.
+_HEAD: Final = _State.HEAD
+_EXCHANGE: Final = _State.EXCHANGE
+_DRAIN: Final = _State.DRAIN
+_GIVEN_AWAY: Final = _State.GIVEN_AWAY
+_LINGER: Final = _State.LINGER
+_CLOSED: Final = _State.CLOSED
+
+
 class VisitorConnection(asyncio.Protocol):
     """One visitor's connection; forwards one request at a time, whatever is pipelined behind it."""
 
@@ -79,7 +88,7 @@ class VisitorConnection(asyncio.Protocol):
         self.close_after = False  # no request after this one
         self.ends_by_close = False  # the answer's end is the connection's end
         self._transport: asyncio.Transport
-        self._state = _State.HEAD
+        self._state = _HEAD
         self._exchange: Exchange | None = None
         self._origin: str | None = None  # whom it is counted for
         self._advancing = False
@@ -110,20 +119,20 @@ class VisitorConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         state = self._state
-        if state is _State.HEAD:
+        if state is _HEAD:
             reader = self.reader
             fresh = not reader.waiting
             reader.receive(data)
             self._advance()
-            if fresh and self._state is _State.HEAD and reader.waiting:
+            if fresh and self._state is _HEAD and reader.waiting:
                 self.wait(self.site.config.timeouts.head)
-        elif state is _State.EXCHANGE or state is _State.DRAIN:
+        elif state is _EXCHANGE or state is _DRAIN:
             self.reader.receive(data)
             if self.reader.body_done:
                 self.regulate()
             else:
                 self._more_body(len(data))
-        elif state is _State.LINGER:
+        elif state is _LINGER:
             self._swallowed += len(data)
             if self._swallowed > MAX_LINGER:
                 self._transport.abort()
@@ -131,16 +140,16 @@ class VisitorConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.eof = True
         state = self._state
-        if state is _State.EXCHANGE and self.reader.body_done:
+        if state is _EXCHANGE and self.reader.body_done:
             # It may only have shut its side, or be gone: the answer gets a little time to come.
             self.close_after = self.close_after or not self.reader.waiting
             self.touch()
             return self._transport.can_write_eof()  # TLS has no half-close in asyncio
         # Pipelined requests wait for it to read.
-        return state is _State.HEAD and self.blocked and self._transport.can_write_eof()
+        return state is _HEAD and self.blocked and self._transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state = _State.CLOSED
+        self._state = _CLOSED
         self._leave()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -164,12 +173,12 @@ class VisitorConnection(asyncio.Protocol):
 
     @property
     def resting(self) -> bool:
-        return self._state is _State.HEAD and not self.reader.waiting and not self.blocked
+        return self._state is _HEAD and not self.reader.waiting and not self.blocked
 
     def expired(self) -> None:
         """The deadline has passed: whoever made us wait is to blame."""
         state = self._state
-        if self.blocked or state in (_State.LINGER, _State.CLOSED):
+        if self.blocked or state in (_LINGER, _CLOSED):
             unsent = count_unsent(self._transport)
             if 0 < unsent < self._unsent:  # slow, but reading
                 self._unsent = unsent
@@ -178,7 +187,7 @@ class VisitorConnection(asyncio.Protocol):
                 self.cut()
         elif self._exchange is not None:
             self._exchange.expired()
-        elif state is _State.DRAIN:
+        elif state is _DRAIN:
             self._linger()
         elif self.reader.waiting:
             self.refuse(Refusal(408, "The request's head did not come in time.", "Send it at once."))
@@ -187,7 +196,7 @@ class VisitorConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """No new requests from now on."""
-        if self._state is _State.HEAD and not self.reader.waiting:
+        if self._state is _HEAD and not self.reader.waiting:
             self._close()
         else:
             self.close_after = True
@@ -228,14 +237,14 @@ class VisitorConnection(asyncio.Protocol):
         elif self.close_after:
             self._linger()
         else:
-            self._state = _State.DRAIN
+            self._state = _DRAIN
             self._swallowed = 0
             self.wait(self.site.config.timeouts.body)
             self.regulate()
 
     def become(self, tunnel: Tunnel, from_target: bytes) -> None:
         """Nothing here is HTTP from now on."""
-        self._state = _State.GIVEN_AWAY
+        self._state = _GIVEN_AWAY
         self._exchange = None
         self.site.discard(self)
         self.site.add(tunnel)
@@ -251,7 +260,7 @@ class VisitorConnection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.abandon(end, reason=reason)
-        self._state = _State.CLOSED
+        self._state = _CLOSED
         if self.ends_by_close:
             reset(self._transport)
         else:
@@ -282,10 +291,10 @@ class VisitorConnection(asyncio.Protocol):
     def regulate(self) -> None:
         """Read from the visitor only what somebody can take."""
         state = self._state
-        if state is _State.EXCHANGE and self._exchange is not None:
+        if state is _EXCHANGE and self._exchange is not None:
             held = len(self.reader.waiting) + len(self._exchange.held)
             read = held <= MAX_AHEAD and not self._exchange.target_blocked
-        elif state is _State.HEAD and self.blocked:
+        elif state is _HEAD and self.blocked:
             read = len(self.reader.waiting) <= MAX_AHEAD
         else:
             read = True
@@ -333,11 +342,11 @@ class VisitorConnection(asyncio.Protocol):
             return
         self._advancing = True
         try:
-            while self._state is _State.HEAD and self.reader.waiting and not self.blocked and self._begin():
+            while self._state is _HEAD and self.reader.waiting and not self.blocked and self._begin():
                 pass
         finally:
             self._advancing = False
-        if self.eof and self._state is _State.HEAD and not self.blocked:
+        if self.eof and self._state is _HEAD and not self.blocked:
             self._close()  # what is left can never become a request
         if self.reader.waiting or not self._reading:
             self.regulate()
@@ -357,7 +366,7 @@ class VisitorConnection(asyncio.Protocol):
             self.refuse(Refusal(error.status, error.reason, _HINT))
             return False
         self.close_after = not request.keep_alive or self.site.draining
-        self._state = _State.EXCHANGE
+        self._state = _EXCHANGE
         if self.eof and not reader.body_done:
             self.cut()  # the rest of the body cannot come any more
             return False
@@ -386,7 +395,7 @@ class VisitorConnection(asyncio.Protocol):
             self._linger()
 
     def _next(self) -> None:
-        self._state = _State.HEAD
+        self._state = _HEAD
         timeouts = self.site.config.timeouts
         waiting = self.reader.waiting
         self.wait(timeouts.head if waiting else timeouts.idle)
@@ -401,7 +410,7 @@ class VisitorConnection(asyncio.Protocol):
             self._close()
         if self._transport.is_closing():
             return
-        self._state = _State.LINGER
+        self._state = _LINGER
         self.reader.waiting = b""
         self._swallowed = 0
         self._transport.write_eof()
@@ -412,7 +421,7 @@ class VisitorConnection(asyncio.Protocol):
         """End after what was written has been sent."""
         if self._transport.is_closing():
             return
-        self._state = _State.CLOSED
+        self._state = _CLOSED
         self._transport.close()
         self._wait_for_the_rest()
 

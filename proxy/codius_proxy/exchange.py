@@ -13,7 +13,7 @@ from codius_proxy.pages import Refusal
 from codius_proxy.pool import Lane, explain
 from codius_proxy.refusals import pod_busy
 from codius_proxy.request import RequestHead, render_request
-from codius_proxy.response import Body, ResponseHead, render_response
+from codius_proxy.response import CHUNKED, UNTIL_CLOSE, ResponseHead, render_response
 from codius_proxy.routes import Api, Route
 from codius_proxy.tunnel import Tunnel
 from codius_proxy.upstream import Failure, Fault, TargetConnection
@@ -167,8 +167,8 @@ class Exchange:
         self._status = head.status
         if self._site.draining or not (visitor.reader.body_done or self.drainable()):
             visitor.close_after = True
-        chunked = head.body is Body.CHUNKED
-        if head.body is Body.UNTIL_CLOSE or chunked:
+        chunked = head.body is CHUNKED
+        if head.body is UNTIL_CLOSE or chunked:
             if self.request.minor:
                 self._encode = not chunked
                 chunked = True
@@ -249,6 +249,7 @@ class Exchange:
             self._connecting = None
             held, self.held = self.held, b""
             self._send(target, held)
+            self._visitor.regulate()
 
     def _send(self, target: TargetConnection, body: bytes) -> None:
         visitor, request = self._visitor, self.request
@@ -268,7 +269,6 @@ class Exchange:
         if visitor.blocked:
             target.hold(True)
         visitor.touch()
-        visitor.regulate()
 
     def _answer(self, refusal: Refusal) -> None:
         """Our own answer instead of a target's."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
 
 from codius_proxy.routes import Destination, Target
 from codius_proxy.upstream import Failure, Fault, TargetConnection
@@ -32,13 +31,13 @@ class Pool:
         idle_for: float,
         closing_for: float,
         gone_for: float,
-        clock: Callable[[], float],
+        now: float,
     ) -> None:
         self._idle_per_target = idle_per_target
         self._idle_for = idle_for
         self._closing_for = closing_for
         self._gone_for = gone_for
-        self._clock = clock
+        self.now = now  # kept by the site: a clock that costs no call
         self._lanes: dict[Destination, Lane] = {}
         self._open: set[TargetConnection] = set()
         self._closing: dict[TargetConnection, float] = {}  # until when, at the latest
@@ -62,7 +61,7 @@ class Pool:
     def take(self, lane: Lane, *, unused_for: float) -> TargetConnection | None:
         """The idle connection used last, if it was within `unused_for` seconds."""
         idle = lane.idle
-        while idle and self._clock() - idle[-1].idle_since <= unused_for:
+        while idle and self.now - idle[-1].idle_since <= unused_for:
             connection = idle.pop()
             if connection.usable:
                 return connection
@@ -73,7 +72,7 @@ class Pool:
             connection.abort()
             return
         idle = connection.lane.idle
-        connection.idle_since = self._clock()
+        connection.idle_since = self.now
         idle.append(connection)
         if len(idle) > self._idle_per_target:
             idle.pop(0).abort()
@@ -86,7 +85,7 @@ class Pool:
         for connection in lane.idle:
             connection.abort()
         lane.idle.clear()
-        deadline = self._clock() + self._gone_for
+        deadline = self.now + self._gone_for
         for connection in self._open:
             if connection.lane is lane:
                 self._closing.setdefault(connection, deadline)
@@ -110,7 +109,7 @@ class Pool:
 
     def sweep(self) -> None:
         """End what idled too long, what does not get its last bytes sent, and what a gone pod began."""
-        now = self._clock()
+        now = self.now
         for lane in self._lanes.values():
             idle = lane.idle
             while idle and now - idle[0].idle_since > self._idle_for:
@@ -126,7 +125,7 @@ class Pool:
     def closing(self, connection: TargetConnection) -> None:
         """It ends when its last bytes are sent, which may not take forever."""
         if connection in self._open:
-            self._closing[connection] = self._clock() + self._closing_for
+            self._closing[connection] = self.now + self._closing_for
 
     def lost(self, connection: TargetConnection) -> None:
         if connection not in self._open:

@@ -101,7 +101,7 @@ def find_head_end(buffer: bytes, start: int = 0) -> int:
 
     `start` is what an earlier call already looked through.
     """
-    end = buffer.find(b"\r\n\r\n", max(0, start - 3))
+    end = buffer.find(b"\r\n\r\n", start - 3 if start > 3 else 0)
     if 0 <= end <= MAX_HEAD:
         return end
     if len(buffer) > MAX_HEAD:

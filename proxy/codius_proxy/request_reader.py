@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from codius_proxy.chunked import ChunkedBody
 from codius_proxy.request import RequestHead, find_head_end, parse_request
+
+_CR: Final = ord("\r")
 
 
 class RequestReader:
@@ -31,16 +35,16 @@ class RequestReader:
     def next_head(self) -> RequestHead | None:
         """The next request's head, None while it is not complete; HttpError when it can be none."""
         waiting = self.waiting
-        # One empty line is allowed, RFC 9112 section 2.2.
-        if waiting[:1] == b"\r" and not self._blank:
-            if waiting[:2] == b"\r":
-                return None
-            if waiting[:2] == b"\r\n":
-                self._blank = True
-                self.waiting = waiting = waiting[2:]
-                self._scanned = 0
         if not waiting:
             return None
+        if waiting[0] == _CR and not self._blank:  # one empty line is allowed, RFC 9112 section 2.2
+            if len(waiting) == 1:
+                return None
+            if waiting.startswith(b"\r\n"):
+                self._blank = True
+                self.waiting = waiting[2:]
+                self._scanned = 0
+                return self.next_head()
         end = find_head_end(waiting, self._scanned)
         if end < 0:
             self._scanned = len(waiting)

@@ -6,7 +6,15 @@ from typing import Final
 
 from codius_proxy.chunked import ChunkedBody
 from codius_proxy.fields import HttpError
-from codius_proxy.response import Body, ResponseHead, find_response_end, parse_response
+from codius_proxy.response import (
+    BY_LENGTH,
+    CHUNKED,
+    NO_BODY,
+    UNTIL_CLOSE,
+    ResponseHead,
+    find_response_end,
+    parse_response,
+)
 
 MAX_INTERIM: Final = 16  # 1xx answers to one request: more is a flood
 
@@ -58,10 +66,10 @@ class ResponseReader:
             return head
         self.clean = head.reusable
         body = head.body
-        self._until_close = body is Body.UNTIL_CLOSE
-        self._chunks = ChunkedBody(decode=self._decode) if body is Body.CHUNKED else None
-        self._left = (head.length or 0) if body is Body.LENGTH else 0
-        self.done = body is Body.NONE
+        self._until_close = body is UNTIL_CLOSE
+        self._chunks = ChunkedBody(decode=self._decode) if body is CHUNKED else None
+        self._left = (head.length or 0) if body is BY_LENGTH else 0
+        self.done = body is NO_BODY
         return head
 
     def read_body(self) -> bytes:

@@ -47,7 +47,7 @@ class Site:
             idle_for=config.timeouts.pooled,
             closing_for=config.timeouts.body,
             gone_for=config.timeouts.gone,
-            clock=lambda: self.now,
+            now=self.now,
         )
         self.admission = Admission(connections=config.limits.connections, per_client=config.limits.per_client)
         self._api = Route("api", Api(config.api_socket))
@@ -101,7 +101,7 @@ class Site:
         """Look after `visitor`; False when there are more than this worker should serve."""
         if self._ticker is None:
             loop = asyncio.get_running_loop()
-            self.now = loop.time()
+            self.now = self.pool.now = loop.time()
             self._ticker = loop.call_later(self._tick, self._on_tick)
         room = not self.admission.full
         # Once per tick: a flood must not cost a search per connection.
@@ -153,7 +153,7 @@ class Site:
 
     def _on_tick(self) -> None:
         loop = asyncio.get_running_loop()
-        self.now = now = loop.time()
+        self.now = self.pool.now = now = loop.time()
         for visitor in [found for found in self.admission.visitors if found.deadline < now]:
             visitor.expired()
         self.pool.sweep()

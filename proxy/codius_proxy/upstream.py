@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from codius_proxy.fields import HttpError
 from codius_proxy.response import ResponseHead
@@ -56,6 +56,14 @@ class _State(Enum):
     CLOSED = "over, or no longer ours"
 
 
+# An enum's member costs 60 ns to look up in Python 3.11.
+_IDLE: Final = _State.IDLE
+_HEAD: Final = _State.HEAD
+_BODY: Final = _State.BODY
+_DONE: Final = _State.DONE
+_CLOSED: Final = _State.CLOSED
+
+
 class TargetConnection(asyncio.Protocol):
     """One connection to a target; serves one exchange at a time."""
 
@@ -72,14 +80,14 @@ class TargetConnection(asyncio.Protocol):
         self._reader = ResponseReader()
         self._transport: asyncio.Transport | None = None
         self._asker: Asker | None = None
-        self._state = _State.IDLE
+        self._state = _IDLE
         self._reading = True
         self._received = False
 
     @property
     def usable(self) -> bool:
         """Whether a request may be sent: its end may have been seen and not yet been reported."""
-        return self._state is _State.IDLE and self._transport is not None and not self._transport.is_closing()
+        return self._state is _IDLE and self._transport is not None and not self._transport.is_closing()
 
     # What the exchange asks for.
 
@@ -88,7 +96,7 @@ class TargetConnection(asyncio.Protocol):
     ) -> None:
         """Send a request's head and what there is of its body. `decode`: give content without chunks."""
         self._asker = asker
-        self._state = _State.HEAD
+        self._state = _HEAD
         self._received = False
         self._reader.begin(method, upgrade, decode=decode)
         self.write(payload)
@@ -111,8 +119,8 @@ class TargetConnection(asyncio.Protocol):
     def release(self) -> None:
         """The exchange is over on both sides: keep the connection when nothing speaks against it."""
         self._asker = None
-        if self._state is _State.DONE and self._reader.clean and self._transport is not None:
-            self._state = _State.IDLE
+        if self._state is _DONE and self._reader.clean and self._transport is not None:
+            self._state = _IDLE
             self.reused = True
             if not self._reading:
                 self.hold(False)
@@ -126,7 +134,7 @@ class TargetConnection(asyncio.Protocol):
         if self._transport is None:
             raise RuntimeError("only somebody who has just heard from it may take it over")
         self._asker = None
-        self._state = _State.CLOSED
+        self._state = _CLOSED
         self._transport.set_protocol(protocol)
         self.hold(False)
         return self._transport
@@ -144,7 +152,7 @@ class TargetConnection(asyncio.Protocol):
     def abort(self) -> None:
         """End now: nobody wants the rest."""
         self._asker = None
-        self._state = _State.CLOSED
+        self._state = _CLOSED
         if self._transport is not None:
             self._transport.abort()
 
@@ -157,7 +165,7 @@ class TargetConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if self._state is _State.CLOSED:  # nobody waits for it any more
+        if self._state is _CLOSED:  # nobody waits for it any more
             self._transport.abort()
         else:
             self._pool.opened(self)
@@ -166,18 +174,18 @@ class TargetConnection(asyncio.Protocol):
         state, asker = self._state, self._asker
         reader = self._reader
         try:
-            if state is _State.HEAD and asker is not None:
+            if state is _HEAD and asker is not None:
                 self._received = True
                 reader.receive(data)
                 self._read_head(asker)
-            elif state is _State.BODY:
+            elif state is _BODY:
                 reader.receive(data)
                 data = reader.read_body()
                 if reader.done:
-                    self._state = _State.DONE
+                    self._state = _DONE
                 if asker is not None and (data or reader.done):
                     asker.response_body(data, reader.done)
-            elif state is _State.IDLE:
+            elif state is _IDLE:
                 # Nobody asked: whatever this is, it must not become the answer to the next request.
                 logger.info("dropped a connection to %s: it spoke unasked", self.lane.destination)
                 self.abort()
@@ -189,8 +197,8 @@ class TargetConnection(asyncio.Protocol):
                 asker.response_failed(Failure(Fault.GARBAGE, error.reason))
 
     def eof_received(self) -> bool:
-        if self._state is _State.BODY and self._reader.end():
-            self._state = _State.DONE
+        if self._state is _BODY and self._reader.end():
+            self._state = _DONE
             if self._asker is not None:
                 self._asker.response_body(b"", True)
         return False
@@ -198,11 +206,11 @@ class TargetConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.lost(self)
         state, asker = self._state, self._asker
-        self._state, self._asker = _State.CLOSED, None
-        if asker is not None and state in (_State.HEAD, _State.BODY):
-            what = "before it answered" if state is _State.HEAD else "in the middle of its answer"
+        self._state, self._asker = _CLOSED, None
+        if asker is not None and state in (_HEAD, _BODY):
+            what = "before it answered" if state is _HEAD else "in the middle of its answer"
             how = "closed the connection" if exc is None else "reset the connection"
-            untouched = state is _State.HEAD and not self._received
+            untouched = state is _HEAD and not self._received
             asker.response_failed(Failure(Fault.LOST, f"It {how} {what}.", untouched))
 
     def pause_writing(self) -> None:
@@ -218,7 +226,7 @@ class TargetConnection(asyncio.Protocol):
         while (head := reader.next_head()) is not None:
             if head.status >= 200:
                 data = reader.read_body()
-                self._state = _State.DONE if reader.done else _State.BODY
+                self._state = _DONE if reader.done else _BODY
                 asker.response_started(head, data, reader.done)
                 return
             if head.status == 101:
