@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds from a connection to the end of its TLS handshake
 SHUTDOWN_TIMEOUT: Final = 2.0  # seconds for a visitor's close_notify
 MAX_ACCEPTS: Final = 64  # connections taken in a row before the others get their turn
-MAX_ARRIVING: Final = 1024  # connections at once whose handshake or PROXY header is not complete
+MAX_ARRIVING: Final = 1024  # connections at once whose handshake or PROXY header is not complete …
+ARRIVING_SHARE: Final = 4  # … and this part of a worker's visitors at most
 NO_FILES_PAUSE: Final = 0.1  # seconds until accepting is tried again when files or memory are short
 _SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
@@ -64,7 +65,8 @@ class GuardedDoor:
         self._entrance = entrance
         self._context = context
         self._proxy_protocol = proxy_protocol
-        self._arriving: set[asyncio.Task[None]] = set()
+        self._most = max(1, min(MAX_ARRIVING, site.config.limits.connections // ARRIVING_SHARE))
+        self._arriving: dict[asyncio.Task[None], None] = {}  # in the order they came
         self._closed = False
 
     async def open(self) -> None:
@@ -77,15 +79,12 @@ class GuardedDoor:
         self._listening.close()
         if self._arriving:
             await asyncio.wait(self._arriving, timeout=self._site.config.timeouts.parting)
-        for task in self._arriving:
+        for task in list(self._arriving):
             task.cancel()
 
     def _listen(self) -> None:
-        if not self._closed and len(self._arriving) < MAX_ARRIVING:
+        if not self._closed:
             asyncio.get_running_loop().add_reader(self._listening, self._accept)
-
-    def _pause(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._listening)
 
     def _accept(self) -> None:
         for _ in range(MAX_ACCEPTS):
@@ -95,22 +94,23 @@ class GuardedDoor:
                 return
             except OSError as error:
                 if error.errno in _SHORT:
-                    self._pause()
-                    asyncio.get_running_loop().call_later(NO_FILES_PAUSE, self._listen)
+                    loop = asyncio.get_running_loop()
+                    loop.remove_reader(self._listening)
+                    loop.call_later(NO_FILES_PAUSE, self._listen)
                     return
                 continue  # that one has gone already
             connection.setblocking(False)
             task = asyncio.create_task(self._arrive(connection, peer[0]), name=f"arrival of {peer[0]}")
-            self._arriving.add(task)
+            self._arriving[task] = None
             task.add_done_callback(self._arrived)
-            if len(self._arriving) >= MAX_ARRIVING:
-                self._pause()
-                return
+            if len(self._arriving) > self._most:
+                # Whoever means it needs a moment only: the one who has taken longest has to go.
+                oldest = next(iter(self._arriving))
+                del self._arriving[oldest]
+                oldest.cancel()
 
     def _arrived(self, task: asyncio.Task[None]) -> None:
-        self._arriving.discard(task)
-        if len(self._arriving) == MAX_ARRIVING - 1:
-            self._listen()
+        self._arriving.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a connection was lost on its arrival", exc_info=error)
 

@@ -12,6 +12,8 @@ from typing import cast
 import aiohttp
 import pytest
 
+from codius_proxy.config import Limits
+from codius_proxy.doors import ARRIVING_SHARE
 from codius_proxy.tls import LOOK_EVERY
 from tests.harness.certificates import Authority, serial_of
 from tests.harness.front import OTHER, POD, ZONE, Raw, front, name
@@ -171,6 +173,19 @@ async def test_what_is_not_tls_is_dropped_and_others_go_on(
             assert b"HTTP" not in await stranger.rest()
         client = await proxy.client(tls=authority.trust())
         assert (await client.get(ZONE)).body == b"api"
+
+
+async def test_connections_that_say_nothing_keep_nobody_out(
+    certificates: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = Limits(connections=3 * ARRIVING_SHARE)
+    async with front(scheme="https", certificates=certificates, limits=limits) as proxy:
+        silent = [await proxy.client() for _ in range(8)]
+        client = await proxy.client(tls=authority.trust())
+        assert (await client.get(ZONE)).body == b"api"
+        for gone in silent[:5]:
+            assert await gone.rest() == b""
+    assert [found.message for found in caplog.records if found.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize("minor", [0, 1])
