@@ -79,8 +79,10 @@ class GuardedDoor:
         self._listening.close()
         if self._arriving:
             await asyncio.wait(self._arriving, timeout=self._site.config.timeouts.parting)
-        for task in list(self._arriving):
+        late = list(self._arriving)
+        for task in late:
             task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     def _listen(self) -> None:
         if not self._closed:

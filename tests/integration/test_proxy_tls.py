@@ -185,6 +185,10 @@ async def test_connections_that_say_nothing_keep_nobody_out(
         assert (await client.get(ZONE)).body == b"api"
         for gone in silent[:5]:
             assert await gone.rest() == b""
+        last = asyncio.create_task(silent[-1].reader.read())
+        assert (await client.get(ZONE)).body == b"api"
+        assert not last.done()  # it was not the clock that ended the others
+        last.cancel()
     assert [found.message for found in caplog.records if found.levelno >= logging.WARNING] == []
 
 
