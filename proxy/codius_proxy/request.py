@@ -30,6 +30,7 @@ from codius_proxy.fields import (
     tokens,
     without,
 )
+from codius_proxy.memo import Memo
 
 MAX_HEAD: Final = 32 * 1024  # bytes of a request head; browsers stay below 16 KiB
 MAX_TARGET: Final = 16 * 1024  # bytes of a request target: longer ones get 414
@@ -130,7 +131,8 @@ def parse_request(head: bytes) -> RequestHead:
     block = head[match.end() :]
     fields = remembered_blocks.get(block)
     if fields is None:
-        fields = _read_block(block)
+        fields = _parse_block(block)
+        remembered_blocks.remember(block, fields)
     minor = 1 if digit == b"1" else 0
     if not minor and fields.chunked:  # faulty framing, RFC 9112 section 6.1
         raise HttpError(400, "HTTP/1.0 knows no Transfer-Encoding.")
@@ -167,20 +169,11 @@ def render_request(head: RequestHead, forwarding: bytes) -> bytes:
 
 _SLASH: Final = ord("/")
 _NO_TUNNELS: Final = (501, "This is no forward proxy: CONNECT is not served.")
-remembered_blocks: Final[dict[bytes, Framing]] = {}
-
-
-def _read_block(block: bytes) -> Framing:
-    """The header lines of a request; remembered, for the same bytes mean the same next time."""
-    fields = _parse_block(block)
-    if len(block) <= MEMO_BLOCK_LENGTH:
-        if len(remembered_blocks) >= MEMO_BLOCKS:
-            remembered_blocks.clear()
-        remembered_blocks[block] = fields
-    return fields
+remembered_blocks: Final[Memo[Framing]] = Memo(entries=MEMO_BLOCKS, length=MEMO_BLOCK_LENGTH)
 
 
 def _parse_block(block: bytes) -> Framing:
+    """The header lines of a request, CR LF before each; HttpError."""
     kept: list[bytes] = []
     host: bytes | None = None
     length: int | None = None

@@ -26,6 +26,7 @@ from codius_proxy.fields import (
     tokens,
     without,
 )
+from codius_proxy.memo import Memo
 
 MAX_RESPONSE_HEAD: Final = 64 * 1024  # bytes; pods may send longer heads than visitors
 
@@ -116,7 +117,7 @@ def render_response(head: ResponseHead, *, close: bool, chunked: bool, fields: b
     return out + b"\r\n\r\n"
 
 
-remembered_heads: Final[dict[bytes, ResponseHead]] = {}
+remembered_heads: Final[Memo[ResponseHead]] = Memo(entries=MEMO_HEADS, length=MEMO_HEAD_LENGTH)
 
 
 def _read_head(head: bytes, method: bytes, upgrade: bytes | None) -> ResponseHead:
@@ -125,10 +126,8 @@ def _read_head(head: bytes, method: bytes, upgrade: bytes | None) -> ResponseHea
     found = _parse_head(b"\r\n".join(_LINE_END.split(head)) if bare else head, method, upgrade)
     if bare:
         return found._replace(reusable=False)
-    if len(head) <= MEMO_HEAD_LENGTH and method != b"HEAD" and found.status != 101:
-        if len(remembered_heads) >= MEMO_HEADS:
-            remembered_heads.clear()
-        remembered_heads[head] = found
+    if method != b"HEAD" and found.status != 101:
+        remembered_heads.remember(head, found)
     return found
 
 

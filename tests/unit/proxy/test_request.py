@@ -278,8 +278,10 @@ def test_no_bytes_escape_the_request_parser_and_what_it_renders_it_reads_the_sam
 
 def test_what_is_remembered_is_bounded() -> None:
     for number in range(MEMO_BLOCKS * 2):
-        parse_request(request(f"X-{number}: y"))
-    parse_request(request("Cookie: " + "x" * MEMO_BLOCK_LENGTH))
+        for _ in range(2):
+            parse_request(request(f"X-{number}: y"))
+    for _ in range(2):
+        parse_request(request("Cookie: " + "x" * MEMO_BLOCK_LENGTH))
     parse_request(request("X" * (MEMO_NAME_LENGTH + 1) + ": y"))
     assert len(remembered_blocks) <= MEMO_BLOCKS
     assert max(map(len, remembered_blocks)) <= MEMO_BLOCK_LENGTH
@@ -289,8 +291,10 @@ def test_what_is_remembered_is_bounded() -> None:
 
 def test_what_is_remembered_is_what_was_read() -> None:
     first = parse_request(request("Connection: close, X-Mine", "X-Mine: 1", "Accept: text/html"))
-    again = parse_request(request("Connection: close, X-Mine", "X-Mine: 1", "Accept: text/html"))
-    assert again == first
+    for _ in range(3):
+        again = parse_request(request("Connection: close, X-Mine", "X-Mine: 1", "Accept: text/html"))
+        assert again == first
+    assert first.fields == b"\r\nHost: h.example\r\nAccept: text/html"
     old = parse_request(request("Connection: upgrade", "Upgrade: websocket", line="GET / HTTP/1.0"))
     new = parse_request(request("Connection: upgrade", "Upgrade: websocket"))
     assert (old.upgrade, new.upgrade) == (None, b"websocket")

@@ -129,12 +129,14 @@ def test_no_bytes_escape_the_search_for_a_responses_end(data: bytes) -> None:
 
 def test_what_is_remembered_is_bounded_and_depends_on_no_other_request() -> None:
     for number in range(MEMO_HEADS * 2):
-        parse_response(response(f"X-{number}: y"), method=b"GET", upgrade=None)
-    parse_response(response("X: " + "y" * MEMO_HEAD_LENGTH), method=b"GET", upgrade=None)
+        for _ in range(2):
+            parse_response(response(f"X-{number}: y"), method=b"GET", upgrade=None)
+    for _ in range(2):
+        parse_response(response("X: " + "y" * MEMO_HEAD_LENGTH), method=b"GET", upgrade=None)
     assert len(remembered_heads) <= MEMO_HEADS
     assert max(map(len, remembered_heads)) <= MEMO_HEAD_LENGTH
     raw = response("Content-Length: 5")
-    for _ in range(2):
+    for _ in range(3):
         assert parse_response(raw, method=b"HEAD", upgrade=None).body is Body.NONE
         assert parse_response(raw, method=b"GET", upgrade=None).body is Body.LENGTH
     raw = response("Connection: Upgrade", "Upgrade: foo", line="HTTP/1.1 101 Switching")
