@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 import ssl
+from functools import partial
 from typing import Final
 
 from codius_proxy import proxy_protocol
@@ -104,16 +105,18 @@ class GuardedDoor:
             connection.setblocking(False)
             task = asyncio.create_task(self._arrive(connection, peer[0]), name=f"arrival of {peer[0]}")
             self._arriving[task] = None
-            task.add_done_callback(self._arrived)
+            task.add_done_callback(partial(self._arrived, connection))
             if len(self._arriving) > self._most:
                 # Whoever means it needs a moment only: the one who has taken longest has to go.
                 oldest = next(iter(self._arriving))
                 del self._arriving[oldest]
                 oldest.cancel()
 
-    def _arrived(self, task: asyncio.Task[None]) -> None:
+    def _arrived(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._arriving.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():  # perhaps before it had begun
+            connection.close()
+        elif (error := task.exception()) is not None:
             logger.error("a connection was lost on its arrival", exc_info=error)
 
     async def _arrive(self, connection: socket.socket, peer: str) -> None:
@@ -134,9 +137,6 @@ class GuardedDoor:
             logger.warning("dropped a connection of the trusted proxy %s: %s", peer, error)
         except (OSError, TimeoutError):  # ssl.SSLError is an OSError: a scanner, or one who does not trust us
             connection.close()
-        except asyncio.CancelledError:
-            connection.close()
-            raise
 
 
 async def _read_preamble(connection: socket.socket) -> str | None:
