@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds from a connection to the end of its TLS handshake
 SHUTDOWN_TIMEOUT: Final = 2.0  # seconds for a visitor's close_notify
 MAX_ACCEPTS: Final = 64  # connections taken in a row before the others get their turn
-MAX_ARRIVING: Final = 1024  # connections at once whose handshake or PROXY header is not complete …
-ARRIVING_SHARE: Final = 4  # … and this part of a worker's visitors at most
+MAX_ARRIVING: Final = 1024  # connections at once whose handshake or PROXY header is not complete
+ARRIVING_SHARE: Final = 4  # and no more of them than one part in that many of a worker's visitors
 NO_FILES_PAUSE: Final = 0.1  # seconds until accepting is tried again when files or memory are short
 _SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 

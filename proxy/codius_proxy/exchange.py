@@ -11,7 +11,7 @@ from codius_proxy.chunked import LAST_CHUNK, encode_chunk
 from codius_proxy.identity import build_fields
 from codius_proxy.pages import Refusal
 from codius_proxy.pool import Lane, explain
-from codius_proxy.refusals import pod_busy
+from codius_proxy.refusals import busy
 from codius_proxy.request import RequestHead, render_request
 from codius_proxy.response import CHUNKED, UNTIL_CLOSE, ResponseHead, render_response
 from codius_proxy.routes import Api, Route
@@ -78,7 +78,7 @@ class Exchange:
         self._route = found
         lane = site.pool.enter(found.destination, site.limit(found.destination))
         if lane is None:
-            self._answer(pod_busy())
+            self._answer(busy(found.name))
             return
         self._lane = lane
         unused_for = site.config.timeouts.pooled if self.request.repeatable else FRESH

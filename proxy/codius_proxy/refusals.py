@@ -10,8 +10,7 @@ from codius_proxy.upstream import Failure, Fault
 SHORTLY: Final = "Try again in a moment."
 
 
-def explain_name(reason: str, host: str) -> Refusal:
-    """The Host field is not valid."""
+def malformed_name(reason: str, host: str) -> Refusal:
     return Refusal(400, f"The Host field is not valid: {reason}.", f"This host is {host}")
 
 
@@ -55,9 +54,11 @@ def pod_gone(pod: str, host: str) -> Refusal:
     )
 
 
-def pod_busy() -> Refusal:
+def busy(name: str) -> Refusal:
+    """`name` is the route's: a manifest hash, or `api`."""
+    what, reason = ("The host's API", "api_busy") if name == "api" else ("This pod", "pod_busy")
     return Refusal(
-        503, "Too many requests to it are waiting already.", SHORTLY, "pod_busy", "This pod is overloaded"
+        503, "Too many requests to it are waiting already.", SHORTLY, reason, f"{what} is overloaded"
     )
 
 

@@ -116,6 +116,7 @@ class _Parent:
         """Replace processes that die and renew them when told so, until a signal says to stop."""
         while True:
             places = (*self._recorder, *self._workers)
+            self._tend(places)
             now = time.monotonic()
             for place in places:
                 if place.pid is None and place.due <= now:
@@ -124,20 +125,22 @@ class _Parent:
             received = signal.sigtimedwait(_SIGNALS, max(0.0, min(waiting, default=3600.0)))
             if received is not None and received.si_signo in _STOPPING:
                 return
-            for place, status in self._reap(self._retired):
-                self._retired.remove(place)
-                logger.info("the retired %s has ended with %d", place.name, status)
-            for place, status in self._reap(places):
-                lived = time.monotonic() - place.started
-                place.pause = FIRST_PAUSE if lived > HEALTHY else place.pause
-                logger.error(
-                    "%s ended with %d after %.1f s: a new one in %.1f s",
-                    place.name, status, lived, place.pause,
-                )  # fmt: skip
-                place.due = time.monotonic() + place.pause
-                place.pause = min(place.pause * 2, LONGEST_PAUSE)
             if received is not None and received.si_signo == signal.SIGHUP:
                 self._renew()
+
+    def _tend(self, places: Iterable[_Place]) -> None:
+        """See who has ended, and when their places are to be filled again."""
+        for place, status in self._reap(list(self._retired)):
+            self._retired.remove(place)
+            logger.info("the retired %s has ended with %d", place.name, status)
+        for place, status in self._reap(places):
+            lived = time.monotonic() - place.started
+            place.pause = FIRST_PAUSE if lived > HEALTHY else place.pause
+            logger.error(
+                "%s ended with %d after %.1f s: a new one in %.1f s", place.name, status, lived, place.pause
+            )
+            place.due = time.monotonic() + place.pause
+            place.pause = min(place.pause * 2, LONGEST_PAUSE)
 
     def stop(self) -> None:
         """See them all out: first those who serve, then the one who hears from them."""

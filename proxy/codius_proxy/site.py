@@ -167,7 +167,7 @@ class Site:
         try:
             authority = parse(host.decode("latin-1"))
         except AuthorityError as error:
-            return refusals.explain_name(str(error), self.config.url())
+            return refusals.malformed_name(str(error), self.config.url())
         meaning = classify(authority.hostname, self.config.zone)
         if isinstance(meaning, HostItself):
             return self._api

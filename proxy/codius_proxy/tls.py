@@ -54,6 +54,7 @@ class Certificates:
         self._directory = directory
         self._clock = clock
         self._looked = clock()
+        self._unreadable = False  # the directory; told once
         self._stamps: dict[Path, _Stamps] = {}
         self._loaded: dict[Path, Certificate] = {}
         self._by_name: dict[str, Certificate] = {}
@@ -81,9 +82,6 @@ class Certificates:
         for error in self._look():
             logger.error("%s; the one before it stays in use", error)
 
-    def covers(self, name: str) -> bool:
-        return name in self._by_name or "*." + name.partition(".")[2] in self._by_name
-
     def _on_hello(
         self, handshake: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext
     ) -> int | None:
@@ -103,7 +101,13 @@ class Certificates:
         try:
             places = sorted(place for place in self._directory.iterdir() if (place / CHAIN_FILE).exists())
         except OSError as error:
-            return [CertificateError(f"the certificates in {self._directory}: {error.strerror}")]
+            known, self._unreadable = self._unreadable, True
+            return (
+                []
+                if known
+                else [CertificateError(f"the certificates in {self._directory}: {error.strerror}")]
+            )
+        self._unreadable = False
         stamps = dict(self._stamps)
         for place in places:
             stamp = (_stamp(place / CHAIN_FILE), _stamp(place / KEY_FILE))

@@ -7,6 +7,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,31 @@ def test_workers_share_one_port(address: str) -> None:
     finally:
         for found in sockets:
             found.close()
+
+
+NAMES = """
+import os, sys
+from codius_proxy.listeners import inherited
+for number, given in enumerate(sys.argv[1:], 3):
+    os.dup2(int(given), number)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="https:redirect")
+found = inherited()
+print([s.getsockname()[1] for s in found.main], [s.getsockname()[1] for s in found.redirect])
+"""
+
+
+def test_sockets_from_systemd_are_known_by_their_names() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("127.0.0.1", 0)) as https:
+        given = (https.fileno(), http.fileno())
+        done = subprocess.run(
+            [sys.executable, "-c", NAMES, *map(str, given)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=DEADLINE,
+            pass_fds=given,
+        )
+        assert done.stdout == f"[{https.getsockname()[1]}] [{http.getsockname()[1]}]\n"
 
 
 def state_of(connection: socket.socket) -> int:

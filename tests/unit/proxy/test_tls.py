@@ -159,6 +159,18 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
         Certificates(tmp_path / "nowhere")
 
 
+def test_a_directory_that_went_away_is_told_once_and_its_certificates_stay(
+    tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority.issue(tmp_path / "there" / "host", "host.example")
+    certificates = Certificates(tmp_path / "there")
+    (tmp_path / "there").rename(tmp_path / "elsewhere")
+    for _ in range(3):
+        certificates.refresh()
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
+    assert certificates.choose("host.example") is not None
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_a_session_is_resumed_also_after_a_renewal(
     version: ssl.TLSVersion, tmp_path: Path, authority: Authority
