@@ -138,10 +138,11 @@ def test_workers_share_one_port(address: str) -> None:
 
 
 NAMES = """
-import os, sys
+import fcntl, os, sys
 from codius_proxy.listeners import inherited
-for number, given in enumerate(sys.argv[1:], 3):
-    os.dup2(int(given), number)
+given = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:]]
+for number, copy in enumerate(given, 3):
+    os.dup2(copy, number)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="https:redirect")
 found = inherited()
 print([s.getsockname()[1] for s in found.main], [s.getsockname()[1] for s in found.redirect])
