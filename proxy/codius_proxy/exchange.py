@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
 from codius_proxy.chunked import LAST_CHUNK, encode_chunk
 from codius_proxy.identity import build_fields
-from codius_proxy.pages import Refusal
+from codius_proxy.pages import Refusal, http_date
 from codius_proxy.pool import Lane, explain
-from codius_proxy.refusals import busy
+from codius_proxy.refusals import busy, last_hop
 from codius_proxy.request import RequestHead, render_request
 from codius_proxy.response import CHUNKED, UNTIL_CLOSE, ResponseHead, render_response
 from codius_proxy.routes import Api, Route
@@ -74,6 +74,9 @@ class Exchange:
             found = site.redirect(self.request)
         if isinstance(found, Refusal):
             self._answer(found)
+            return
+        if self.request.last_hop:
+            self._answer(last_hop())
             return
         self._route = found
         lane = site.pool.enter(found.destination, site.limit(found.destination))
@@ -175,9 +178,11 @@ class Exchange:
             else:
                 visitor.ends_by_close = True
                 chunked = False
-        out = render_response(
-            head, close=visitor.close_after, chunked=chunked, fields=visitor.entrance.fields
-        )
+        fields = visitor.entrance.fields
+        if not head.dated:  # RFC 9110 section 6.6.1: whoever passes it on has to
+            date = f"Date: {http_date(int(time()))}".encode("ascii")
+            fields = b"%b\r\n%b" % (date, fields) if fields else date
+        out = render_response(head, close=visitor.close_after, chunked=chunked, fields=fields)
         if self._encode:
             data = encode_chunk(data) + (LAST_CHUNK if done else b"")
         self._sent += len(out) + len(data)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from typing import Final
 
 REASONS: Final = {
+    200: "OK",
     308: "Permanent Redirect",
     400: "Bad Request",
     404: "Not Found",
@@ -113,7 +115,7 @@ def render(
     body = _render_html(refusal, request_id, contact) if html else _render_json(refusal, request_id, contact)
     lines = [
         f"HTTP/1.1 {refusal.status} {REASONS[refusal.status]}",
-        f"Date: {_http_date(int(time.time()))}",
+        f"Date: {http_date(int(time.time()))}",
         f"Content-Type: {'text/html' if html else 'application/json'}; charset=utf-8",
         f"Content-Length: {len(body)}",
         "Cache-Control: no-cache",
@@ -166,7 +168,8 @@ def _render_html(refusal: Refusal, request_id: str, contact: str) -> bytes:
     ).encode()
 
 
-def _http_date(seconds: int) -> str:
+@lru_cache(maxsize=1)
+def http_date(seconds: int) -> str:
     """RFC 9110 section 5.6.7; strftime would follow the locale."""
     moment = time.gmtime(seconds)
     day = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")[moment.tm_wday]

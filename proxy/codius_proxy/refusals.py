@@ -33,6 +33,16 @@ def host_starting() -> Refusal:
     )  # fmt: skip
 
 
+def last_hop() -> Refusal:
+    """An OPTIONS request that was to go no further: not a refusal, but an answer of ours."""
+    return Refusal(
+        200,
+        "This is the front door; the request was to go no further.",
+        "Leave out Max-Forwards.",
+        "last_hop",
+    )
+
+
 def no_pod(pod: str, host: str) -> Refusal:
     return Refusal(
         404,

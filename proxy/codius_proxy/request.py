@@ -15,6 +15,8 @@ from codius_proxy.fields import (
     FORBIDDEN,
     HOST,
     LENGTH,
+    MAX_FORWARDS,
+    MAX_LENGTH_DIGITS,
     PROTECTED,
     REQUEST_NAMES,
     TOKEN,
@@ -61,6 +63,7 @@ class Framing(NamedTuple):
     expect: bool
     html: bool
     claims: tuple[Field, ...]
+    max_forwards: int | None
 
 
 # NamedTuples, not dataclasses: one of each is made per request, and a frozen dataclass costs 3x as much.
@@ -79,6 +82,7 @@ class RequestHead(NamedTuple):
     expect: bool
     html: bool  # the visitor takes HTML: a person, most likely
     claims: tuple[Field, ...] = ()  # Forwarded, X-Forwarded-*, X-Real-IP: nothing unless the peer is trusted
+    last_hop: bool = False  # we are to answer it, RFC 9110 section 7.6.2
 
     @property
     def has_body(self) -> bool:
@@ -94,7 +98,7 @@ class RequestHead(NamedTuple):
         return self.method in _IDEMPOTENT and not self.chunked and not self.length
 
 
-_IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+_IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 
 
 def find_head_end(buffer: bytes, start: int = 0) -> int:
@@ -133,13 +137,29 @@ def parse_request(head: bytes) -> RequestHead:
     if fields is None:
         fields = _parse_block(block)
         remembered_blocks.remember(block, fields)
+    if method in _UNSERVED:
+        raise HttpError(501, _UNSERVED[method])
     minor = 1 if digit == b"1" else 0
     if not minor and fields.chunked:  # faulty framing, RFC 9112 section 6.1
         raise HttpError(400, "HTTP/1.0 knows no Transfer-Encoding.")
     if target[0] != _SLASH:
         target = _origin_form(method, target, fields.host)
-    elif method == b"CONNECT":
-        raise HttpError(*_NO_TUNNELS)
+    if fields.max_forwards is not None:
+        return _count_hop(method, target, minor, fields)
+    return _combine(method, target, minor, fields)
+
+
+def render_request(head: RequestHead, forwarding: bytes) -> bytes:
+    """The head for the pod; `forwarding` are complete lines that say who the visitor is."""
+    fields = head.fields
+    if head.expect:
+        fields += b"\r\nExpect: 100-continue"
+    if head.upgrade is not None:
+        fields += b"\r\nConnection: Upgrade\r\nUpgrade: " + head.upgrade
+    return b"%b %b HTTP/1.1%b%b%b\r\n" % (head.method, head.target, fields, _VIA, forwarding)
+
+
+def _combine(method: bytes, target: bytes, minor: int, fields: Framing) -> RequestHead:
     return RequestHead(
         method,
         target,
@@ -157,18 +177,11 @@ def parse_request(head: bytes) -> RequestHead:
     )
 
 
-def render_request(head: RequestHead, forwarding: bytes) -> bytes:
-    """The head for the pod; `forwarding` are complete lines that say who the visitor is."""
-    fields = head.fields
-    if head.expect:
-        fields += b"\r\nExpect: 100-continue"
-    if head.upgrade is not None:
-        fields += b"\r\nConnection: Upgrade\r\nUpgrade: " + head.upgrade
-    return b"%b %b HTTP/1.1%b%b%b\r\n" % (head.method, head.target, fields, _VIA, forwarding)
-
-
 _SLASH: Final = ord("/")
-_NO_TUNNELS: Final = (501, "This is no forward proxy: CONNECT is not served.")
+_UNSERVED: Final = {
+    b"CONNECT": "This is no forward proxy: CONNECT is not served.",
+    b"TRACE": "TRACE is not served: it shows scripts what only a browser should know.",
+}
 remembered_blocks: Final[Memo[Framing]] = Memo(entries=MEMO_BLOCKS, length=MEMO_BLOCK_LENGTH)
 
 
@@ -181,6 +194,7 @@ def _parse_block(block: bytes) -> Framing:
     options = _NOTHING
     upgrade: bytes | None = None
     claims: list[Field] = []
+    hops: int | None = None
     for line in split_block(block):
         name, _, value = line.partition(b":")
         kind = REQUEST_NAMES[name]
@@ -214,6 +228,10 @@ def _parse_block(block: bytes) -> Framing:
             expect = True
         elif kind is CLAIM:
             claims.append(Field(kind, name.lower(), value))
+        elif kind is MAX_FORWARDS:
+            if hops is not None or not value.isdigit() or len(value) > MAX_LENGTH_DIGITS:
+                raise HttpError(400, f"Max-Forwards must be one number, not {shown(value)}.")
+            hops = int(value)
         elif kind is FORBIDDEN:
             raise HttpError(
                 400, f"The field name {name.decode()} is too close to one that frames the message."
@@ -229,6 +247,8 @@ def _parse_block(block: bytes) -> Framing:
     if named:
         if not named.isdisjoint(PROTECTED):
             raise HttpError(400, "The Connection field names a field that is meant for the pod.")
+        if chunked:  # the trailer, which goes on as it came, might hold them
+            raise HttpError(400, "The Connection field of a chunked request names other fields.")
         kept = without(kept, named)
     kept.insert(0, b"\r\nHost: " + host)
     if chunked:
@@ -245,16 +265,24 @@ def _parse_block(block: bytes) -> Framing:
         expect and has_body,
         html,
         tuple(claims),
+        hops,
     )
 
 
 _NOTHING: Final[frozenset[bytes]] = frozenset()
 
 
+def _count_hop(method: bytes, target: bytes, minor: int, fields: Framing) -> RequestHead:
+    """A request that may pass so many proxies only; the field counts for OPTIONS (and TRACE) alone."""
+    left = fields.max_forwards or 0
+    counts = method == b"OPTIONS"
+    line = b"\r\nMax-Forwards: %d" % (left - 1 if counts and left else left)
+    plain = fields._replace(fields=fields.fields + line, max_forwards=None)
+    return _combine(method, target, minor, plain)._replace(last_hop=counts and not left)
+
+
 def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
     """The target as a pod wants it, RFC 9112 sections 3.2.1 to 3.2.4."""
-    if method == b"CONNECT":
-        raise HttpError(*_NO_TUNNELS)
     if target == b"*" and method == b"OPTIONS":
         return target
     match = _ABSOLUTE.fullmatch(target)

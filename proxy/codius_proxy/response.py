@@ -8,13 +8,14 @@ from typing import Final, NamedTuple
 
 from codius_proxy.cookies import keep_to_pod
 from codius_proxy.fields import (
-    BARE_LF,
     CONNECTION,
     CONNECTION_OPTIONS,
     COOKIE,
+    DATE,
     FORBIDDEN,
     LENGTH,
     RESPONSE_NAMES,
+    TOKEN,
     TRANSFER,
     UPGRADE,
     HttpError,
@@ -38,6 +39,7 @@ MEMO_HEAD_LENGTH: Final = 1024  # bytes; longer ones are read each time
 
 _CRLF: Final = b"\r\n"
 _BLANK_LINE: Final = re.compile(rb"\r?+\n\r?+\n")
+_SPACED_NAME: Final = re.compile(rb"(\r\n" + TOKEN + rb")[ \t]++:")
 _LINE_END: Final = re.compile(rb"\r?+\n")
 
 
@@ -66,6 +68,7 @@ class ResponseHead(NamedTuple):
     length: int | None  # as declared, also where no body follows (HEAD, 304)
     reusable: bool  # another request may follow on the pod's connection
     upgrade: bytes | None
+    dated: bool
 
 
 def find_response_end(buffer: bytes) -> tuple[int, int]:
@@ -122,13 +125,21 @@ remembered_heads: Final[Memo[ResponseHead]] = Memo(entries=MEMO_HEADS, length=ME
 
 def _read_head(head: bytes, method: bytes, upgrade: bytes | None) -> ResponseHead:
     """Remembers what it read, where that is a function of the head's bytes alone."""
-    bare = BARE_LF.search(head) is not None
-    found = _parse_head(b"\r\n".join(_LINE_END.split(head)) if bare else head, method, upgrade)
-    if bare:
-        return found._replace(reusable=False)
+    try:
+        found = _parse_head(head, method, upgrade)
+    except HttpError:
+        mended = _mend(head)
+        if mended == head:
+            raise
+        return _parse_head(mended, method, upgrade)._replace(reusable=False)
     if method != b"HEAD" and found.status != 101:
         remembered_heads.remember(head, found)
     return found
+
+
+def _mend(head: bytes) -> bytes:
+    """What a reader may, or has to, forgive a target: bare LFs, and space before a colon (section 5.1)."""
+    return _SPACED_NAME.sub(rb"\1:", b"\r\n".join(_LINE_END.split(head)))
 
 
 def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> ResponseHead:
@@ -143,6 +154,7 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
     chunked = False
     options = _NOTHING
     upgrade: bytes | None = None
+    dated = False
     for line in split_block(head[match.end() :]):
         name, _, value = line.partition(b":")
         kind = RESPONSE_NAMES[name]
@@ -165,6 +177,9 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
             options |= tokens(value)
         elif kind is UPGRADE:
             upgrade = value if upgrade is None else upgrade + b", " + value
+        elif kind is DATE:
+            kept.append(line)
+            dated = True
         elif kind is COOKIE:
             kept.append(keep_to_pod(line))
         elif kind is FORBIDDEN:
@@ -173,6 +188,8 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
         raise HttpError(502, "It has both Content-Length and Transfer-Encoding.")
     named = options - CONNECTION_OPTIONS
     if named:
+        if chunked:  # the trailer, which goes on as it came, might hold them
+            raise HttpError(502, "Its Connection field names fields, and it is chunked.")
         kept = without(kept, named)
     if status == 101:
         offered = protocols(asked_upgrade) if asked_upgrade is not None else _NOTHING
@@ -200,6 +217,7 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
         length,
         minor == 1 and body is not UNTIL_CLOSE and b"close" not in options,
         upgrade,
+        dated,
     )
 
 

@@ -77,7 +77,7 @@ def test_hop_by_hop_fields_of_a_response_stay_behind() -> None:
         response("Content-Length: 1", "Transfer-Encoding: chunked"),
         response("Transfer-Encoding: gzip, chunked"),
         response("Transfer-Encoding: chunked", line="HTTP/1.0 200 OK"),
-        response("X : y"),
+        response(": y"),
         response("X: a", " b"),
         response("X: a\nb"),
         response("Upgrade: websocket", line="HTTP/1.1 101 Switching"),
