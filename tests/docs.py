@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from codius_node import config
+from tests.integration import http_requirements
 from tests.integration.test_golden import DIFFERENCES
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +18,7 @@ def generated() -> Iterator[tuple[Path, str]]:
     """Each generated file with the text it should have."""
     yield ROOT / ".env.example", config.render_env()
     yield ROOT / "docs" / "compatibility.md", render_differences()
+    yield ROOT / "docs" / "http-conformance.md", http_requirements.render()
     readme = ROOT / "README.md"
     yield readme, MARKERS.sub(lambda m: m[1] + config.render_table() + m[2], readme.read_text())
 
