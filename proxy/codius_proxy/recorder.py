@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from codius_proxy import access_log, metrics
-from codius_proxy.access_log import LogFile, Record
+from codius_proxy.access_log import MICRO, LogFile, Record
 from codius_proxy.metrics import Metrics
 from codius_proxy.visit import End, Visit
 
@@ -119,8 +119,8 @@ def _record(visit: Visit, offset: float) -> Record:
     if request is not None:
         method, target, _, host = request[:4]
     return (
-        started + seconds + offset, seconds, visitor.address, visitor.scheme, method, host, target,
-        pod, status, received, sent, number, reason,
+        int((started + seconds + offset) * MICRO), int(seconds * MICRO), visitor.address, visitor.scheme,
+        method, host, target, pod, status, received, sent, number, reason,
         "answered" if end is _ANSWERED else end.name.lower(),
     )  # fmt: skip
 
@@ -142,12 +142,9 @@ class Recorder:
         self._connections[pid] = connections
         self.metrics.count_accepted(accepted)
         self.metrics.count_lost(dropped)
-        for record in records:
-            self.metrics.count(record)
-        if self._log is not None and records:
-            lines = "".join([access_log.render(record, worker) for record in records])
-            if not self._log.write(lines):
-                self.metrics.count_lost(len(records))
+        self.metrics.count(records)
+        if self._log is not None and records and not self._log.write(access_log.render(records, worker)):
+            self.metrics.count_lost(len(records))
 
     def render_metrics(self) -> str:
         for pid in [found for found in self._connections if not _alive(found)]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_proxy.access_log import KEPT_FILES, MAX_SHOWN, LogFile, Record, build_id, render
+from codius_proxy.access_log import KEPT_FILES, MAX_SHOWN, MICRO, LogFile, Record, build_id, render
 
 POD = "a" * 52
 
@@ -30,16 +30,16 @@ def record(
     refusal: str = "",
 ) -> Record:
     return (
-        ended, took, "192.0.2.1", "https", method, host, target,
+        int(ended * MICRO), int(took * MICRO), "192.0.2.1", "https", method, host, target,
         pod, status, received, sent, 31, refusal, "answered",
     )  # fmt: skip
 
 
 def test_a_line_is_json_with_everything_there_is_to_know() -> None:
-    line = render(record(target=b'/a?b="c"\\'), "c0ffee")
+    line = render([record(target=b'/a?b="c"\\')], "c0ffee")
     assert line.endswith("\n")
     assert json.loads(line) == {
-        "time": "2023-11-14T22:13:20.250Z",
+        "time": "2023-11-14T22:13:20.250000Z",
         "id": build_id("c0ffee", 31),
         "client": "192.0.2.1",
         "scheme": "https",
@@ -58,7 +58,7 @@ def test_a_line_is_json_with_everything_there_is_to_know() -> None:
 
 @given(st.binary(max_size=80), st.binary(max_size=80))
 def test_whatever_a_stranger_writes_stays_one_line_of_json(host: bytes, target: bytes) -> None:
-    line = render(record(host=host, target=target), "c0ffee")
+    line = render([record(host=host, target=target)], "c0ffee")
     assert line.count("\n") == 1
     assert line.isascii()
     found = json.loads(line)
@@ -66,9 +66,8 @@ def test_whatever_a_stranger_writes_stays_one_line_of_json(host: bytes, target: 
 
 
 def test_a_long_target_is_cut() -> None:
-    shown = json.loads(render(record(target=b"/" + b"x" * 9000), "c0ffee"))["target"]
-    assert len(shown) == MAX_SHOWN + 1
-    assert shown.endswith("…")
+    shown = json.loads(render([record(target=b"/" + b"x" * 9000)], "c0ffee"))["target"]
+    assert shown == "/" + "x" * (MAX_SHOWN - 1) + "..."
 
 
 def lines(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codius_proxy.access_log import MICRO
 from codius_proxy.metrics import BUCKETS, MAX_PODS, OTHER, Metrics
 from tests.unit.proxy.test_access_log import POD, record
 
@@ -33,10 +34,10 @@ def samples(metrics: Metrics, connections: dict[int, int] | None = None) -> dict
 
 def test_requests_are_counted_by_pod_and_code_and_refusals_by_reason() -> None:
     metrics = Metrics()
-    metrics.count(record())
-    metrics.count(record())
-    metrics.count(record(pod="api", status=201))
-    metrics.count(record(pod="", status=404, refusal="no_pod"))
+    metrics.count([record()])
+    metrics.count([record()])
+    metrics.count([record(pod="api", status=201)])
+    metrics.count([record(pod="", status=404, refusal="no_pod")])
     metrics.count_accepted(3)
     metrics.count_lost(2)
     found = samples(metrics, {17: 4})
@@ -55,10 +56,12 @@ def test_requests_are_counted_by_pod_and_code_and_refusals_by_reason() -> None:
 def test_a_duration_is_in_every_bucket_that_is_not_below_it(durations: list[float]) -> None:
     metrics = Metrics()
     for duration in durations:
-        metrics.count(record(took=duration))
+        metrics.count([record(took=duration)])
     found = samples(metrics)
     for bound in BUCKETS:
-        assert found[f'request_duration_seconds_bucket{{le="{bound}"}}'] == sum(d <= bound for d in durations)
+        assert found[f'request_duration_seconds_bucket{{le="{bound}"}}'] == sum(
+            int(duration * MICRO) <= bound * MICRO for duration in durations
+        )
     assert found['request_duration_seconds_bucket{le="+Inf"}'] == len(durations)
     assert found["request_duration_seconds_count"] == len(durations)
     assert abs(found["request_duration_seconds_sum"] - sum(durations)) < 1e-3
@@ -66,14 +69,14 @@ def test_a_duration_is_in_every_bucket_that_is_not_below_it(durations: list[floa
 
 def test_a_tunnel_says_nothing_of_latency() -> None:
     metrics = Metrics()
-    metrics.count(record(status=101, took=3600))
+    metrics.count([record(status=101, took=3600)])
     assert samples(metrics)["request_duration_seconds_count"] == 0
 
 
 def test_however_many_pods_there_were_the_sums_are_right_and_the_series_bounded() -> None:
     metrics = Metrics()
     for number in range(3 * MAX_PODS):
-        metrics.count(record(pod=f"pod{number}", ended=float(number)))
+        metrics.count([record(pod=f"pod{number}", ended=float(number))])
     found = samples(metrics)
     requests = {key: value for key, value in found.items() if key.startswith("requests_total")}
     assert sum(requests.values()) == 3 * MAX_PODS
