@@ -43,8 +43,8 @@ def proxy(settings: Settings) -> int:
     except AddressError as error:
         raise StartError(
             f"the front door {error}",
-            hint="`codiusd doctor` says who has the port; CODIUS_PORT, CODIUS_REDIRECT_PORT, CODIUS_METRICS"
-            " and CODIUS_BIND_IP choose others.",
+            hint="`ss -ltnp` says who has the port; CODIUS_PORT, CODIUS_REDIRECT_PORT, CODIUS_METRICS and"
+            " CODIUS_BIND_IP choose others.",
         ) from error
     except CertificateError as error:
         raise StartError(
