@@ -17,7 +17,7 @@ def proxy(settings: Settings) -> int:
     from codius_proxy import server  # each process loads only what it is
     from codius_proxy.config import AddressError, CertificateError, ProxyConfig, SetupError
 
-    _check_tls(settings)
+    _check_together(settings)
     uri = settings.public_uri
     config = ProxyConfig(
         zone=uri.host,
@@ -89,7 +89,7 @@ def dns(settings: Settings) -> int:
         raise StartError(error.message, hint=error.hint) from error
 
 
-def _check_tls(settings: Settings) -> None:
+def _check_together(settings: Settings) -> None:
     """Settings that are each well-formed and cannot be meant together. SettingsError."""
     if settings.tls_certificates is not None and settings.public_uri.scheme != "https":
         raise SettingsError(

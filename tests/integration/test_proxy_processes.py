@@ -9,14 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from codius_proxy.config import AddressError, ProxyConfig, Timeouts
 from codius_proxy.listeners import Listeners, bind, inherited, open_all, refuse_new
-from tests.harness.front import ZONE, name
-from tests.harness.origin import ANSWER, DEADLINE, Line, origin
+from codius_proxy.routes import Target
+from tests.harness.certificates import Authority
+from tests.harness.front import POD, ZONE, Feed, Raw, name
+from tests.harness.origin import ANSWER, DEADLINE, Line, closed_port, origin
 from tests.harness.processes import alive, running, until
 
 
@@ -135,6 +138,62 @@ def test_workers_share_one_port(address: str) -> None:
     finally:
         for found in sockets:
             found.close()
+
+
+async def test_the_command_serves_https_as_the_operators_settings_say() -> None:
+    authority = Authority()
+    port, redirect, metrics = closed_port(), closed_port(), closed_port()
+    async with origin() as pod:
+        # Not tmp_path: run as root, the front door becomes somebody who may not look into it.
+        with tempfile.TemporaryDirectory(prefix="front-") as directory:
+            place = Path(directory)
+            place.chmod(0o755)
+            authority.issue(place / "certificates" / "host", ZONE, f"*.{ZONE}")
+            (place / "log").mkdir()
+            (place / "log").chmod(0o777)
+            feed = await Feed(place / "feed.sock", {POD: Target("127.0.0.1", pod.port)}).start()
+            (place / "feed.sock").chmod(0o777)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "codius_node", "proxy",
+                env={
+                    **os.environ,
+                    "CODIUS_PUBLIC_URI": f"https://{ZONE}:{port}",
+                    "CODIUS_PORT": str(port),
+                    "CODIUS_RUN": directory,
+                    "CODIUS_TLS_CERTIFICATES": str(place / "certificates"),
+                    "CODIUS_REDIRECT_PORT": str(redirect),
+                    "CODIUS_HSTS": "60",
+                    "CODIUS_ACCESS_LOG": str(place / "log" / "access.log"),
+                    "CODIUS_METRICS": f"127.0.0.1:{metrics}",
+                },
+            )  # fmt: skip
+            try:
+                async with asyncio.timeout(DEADLINE):
+                    while not (place / "log" / "access.log").exists():
+                        await asyncio.sleep(0.02)
+                    reader, writer = await asyncio.open_connection(
+                        "127.0.0.1", port, ssl=authority.trust(), server_hostname=name()
+                    )
+                    answer = await Raw(reader, writer).get(name())
+                    assert answer.body == b"hello"
+                    assert answer.one("strict-transport-security") == "max-age=60"
+                    writer.close()
+                    await writer.wait_closed()
+                    plain = Raw(*await asyncio.open_connection("127.0.0.1", redirect))
+                    assert (await plain.get(name(), "/x")).one("location") == f"https://{name()}:{port}/x"
+                    await plain.aclose()
+                    scraper = Raw(*await asyncio.open_connection("127.0.0.1", metrics))
+                    assert b"codius_proxy_requests_total" in (await scraper.get("metrics", "/metrics")).body
+                    await scraper.aclose()
+                process.terminate()
+                async with asyncio.timeout(2 * DEADLINE):
+                    assert await process.wait() == 0
+                assert len((place / "log" / "access.log").read_text().splitlines()) == 2
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+                await feed.aclose()
 
 
 NAMES = """
