@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from codius_proxy import access_log, metrics
-from codius_proxy.access_log import MICRO, LogFile, Record
+from codius_proxy.access_log import MAX_SHOWN, MICRO, LogFile, Record
+from codius_proxy.authority import MAX_AUTHORITY
 from codius_proxy.metrics import Metrics
 from codius_proxy.visit import End, Visit
 
@@ -60,12 +61,13 @@ class Outbox:
         self._accepted = 0  # connections, since the last message
         self._sending = sending
         self._visits: list[Visit] = []
+        self._records: list[Record] = []  # which a recorder that is behind has not taken
         self._dropped = 0
         self._told = 0  # the number of connections of the last message
 
     def visited(self, visit: Visit) -> None:
         self._visits.append(visit)
-        if not len(self._visits) % BATCH:
+        if len(self._visits) == BATCH:
             self.flush()
 
     def connected(self) -> None:
@@ -73,22 +75,25 @@ class Outbox:
 
     def flush(self) -> None:
         """Send what there is; what the recorder has no room for waits, the oldest being dropped first."""
-        if not (self._visits or self._accepted or self._dropped or self._told != self.connections()):
+        records = self._records
+        if self._visits:
+            # The clocks may have been set since: the wall's time is asked each time.
+            offset = time.time() - time.monotonic()
+            records += [_record(visit, offset) for visit in self._visits]
+            self._visits.clear()
+        elif not (records or self._accepted or self._dropped or self._told != self.connections()):
             return
-        # The clocks may have been set since: the wall's time is asked each time.
-        offset = time.time() - time.monotonic()
-        visits = self._visits
         sent = 0
         while True:
-            records = [_record(visit, offset) for visit in visits[sent : sent + BATCH]]
-            taken = self._send(records)
+            batch = records[sent : sent + BATCH]
+            taken = self._send(batch)
             sent += taken
-            if taken < len(records) or sent == len(visits):
+            if taken < len(batch) or sent == len(records):
                 break
-        del visits[:sent]
-        excess = len(visits) - MAX_KEPT
+        del records[:sent]
+        excess = len(records) - MAX_KEPT
         if excess > 0:
-            del visits[:excess]
+            del records[:excess]
             self._dropped += excess
 
     def _send(self, records: list[Record]) -> int:
@@ -118,6 +123,8 @@ def _record(visit: Visit, offset: float) -> Record:
     method = host = target = b""
     if request is not None:
         method, target, _, host = request[:4]
+        # What a stranger makes long is cut, so that what is kept is bounded; render says that it was.
+        target, host = target[: MAX_SHOWN + 1], host[: MAX_AUTHORITY + 1]
     return (
         int((started + seconds + offset) * MICRO), int(seconds * MICRO), visitor.address, visitor.scheme,
         method, host, target, pod, status, received, sent, number, reason,
