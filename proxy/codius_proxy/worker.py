@@ -10,7 +10,6 @@ import secrets
 import socket
 import ssl
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final
 
 from codius_proxy.config import ProxyConfig
@@ -64,9 +63,11 @@ async def serve(
     following = asyncio.create_task(feed.run(), name="feed")
     retire = retire or asyncio.Event()
     try:
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(config.timeouts.routes):
                 await _first(following, feed.ready, stop, retire)
+        except TimeoutError:
+            feed.recall()
         for door in doors:
             await door.open()
         if ready is not None:

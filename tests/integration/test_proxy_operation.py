@@ -209,6 +209,22 @@ async def test_workers_that_start_while_the_node_is_away_know_the_routes(tmp_pat
             assert (await client.get(name())).body == b"hello"
 
 
+async def test_workers_that_start_while_the_node_says_nothing_know_the_routes() -> None:
+    async with (
+        origin() as pod,
+        running(pod, timeouts=Timeouts(routes=0.3)) as proxy,
+    ):
+        for client in (await one_of_each(proxy)).values():
+            assert (await client.get(name())).body == b"hello"
+            await client.aclose()
+        proxy.feed.silent = True
+        before = proxy.children()
+        proxy.process.send_signal(signal.SIGHUP)
+        await until(lambda: not any(map(alive, before)))
+        for client in (await one_of_each(proxy)).values():
+            assert (await client.get(name())).body == b"hello"
+
+
 async def test_a_route_change_reaches_every_worker() -> None:
     async with (
         origin() as pod,
