@@ -146,6 +146,12 @@ DIFFERENCES: Final = [
         says="there is no GET",
     ),
     *differ(
+        501,
+        "TRACE is no method of this host: it shows scripts what only a browser should know",
+        "basic: TRACE /",
+        says="TRACE is not served",
+    ),
+    *differ(
         204,
         "a browser's preflight is answered; the original took it for a quote without a body",
         "basic: OPTIONS /pods as CORS preflight",
