@@ -7,11 +7,13 @@ PREFIX   := /opt/codius-host
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # From the distribution. python3-nftables exists only there, so the venv sees the system's packages.
-PACKAGES      := podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
-TEST_PACKAGES := docker-registry bind9-dnsutils conntrack
+PACKAGES       := podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
+TEST_PACKAGES  := docker-registry bind9-dnsutils conntrack slowhttptest
+# Only for measurements: other reverse proxies and a load generator.
+BENCH_PACKAGES := nginx-light haproxy caddy wrk
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test check fmt unit system bench docs install clean
+.PHONY: help setup setup-test demo test check fmt unit system fuzz bench docs install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,7 +40,10 @@ unit: setup ## only the quick tests
 system: setup-test ## only the tests with real podman and a real kernel
 	@$(BIN)/pytest -m system
 
-bench: setup-test ## measure, and write docs/benchmarks.md
+fuzz: setup ## hostile bytes for longer: FUZZ_EXAMPLES=100000 takes a quarter of an hour
+	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),100000) $(BIN)/pytest --timeout=3600 tests/integration/test_http_fuzz.py
+
+bench: setup-bench ## measure, and write docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
 docs: setup ## write again what is generated from the code
@@ -49,6 +54,9 @@ setup: $(VENV)/.ready ## install what is missing; costs nothing when nothing is
 setup-test: setup
 	@$(call install,$(TEST_PACKAGES))
 
+setup-bench: setup-test
+	@$(call install,$(BENCH_PACKAGES))
+
 $(VENV)/.ready: pyproject.toml Makefile
 	@$(call install,$(PACKAGES))
 	@echo "setup: making $(VENV) on $$($(PYTHON) --version) with the packages of pyproject.toml"
@@ -58,7 +66,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@touch $@
 
 # Missing packages are named, then installed; with none missing nothing is asked of apt.
-# RUNLEVEL=1 keeps packages that bring a service (docker-registry) from starting it.
+# RUNLEVEL=1 keeps packages that bring a service (docker-registry, nginx) from starting it.
 define install
 missing=""; for package in $(1); do \
 	dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$package"; \

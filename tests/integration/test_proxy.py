@@ -916,45 +916,7 @@ async def test_a_pod_that_declines_to_upgrade_answers_as_usual() -> None:
     assert [request.line for request in pod.requests] == ["GET / HTTP/1.1", "GET /next HTTP/1.1"]
 
 
-# Refused before the pod sees anything.
-
-SMUGGLING = {
-    "both lengths": b"POST / HTTP/1.1\r\nHost: %b\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
-    "two lengths": b"POST / HTTP/1.1\r\nHost: %b\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
-    "signed length": b"POST / HTTP/1.1\r\nHost: %b\r\nContent-Length: +4\r\n\r\nabcd",
-    "other coding": b"POST / HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "space before colon": b"POST / HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
-    "obs-fold": b"GET / HTTP/1.1\r\nHost: %b\r\nX: a\r\n Transfer-Encoding: chunked\r\n\r\n",
-    "bare lf": b"GET / HTTP/1.1\r\nHost: %b\nX: y\r\n\r\n",
-    "bare cr": b"GET / HTTP/1.1\r\nHost: %b\r\nX: y\rZ: w\r\n\r\n",
-    "nul": b"GET / HTTP/1.1\r\nHost: %b\r\nX: y\x00\r\n\r\n",
-    "only lf": b"GET / HTTP/1.1\nHost: %b\n\n",
-    "two hosts": b"GET / HTTP/1.1\r\nHost: %b\r\nHost: other\r\n\r\n",
-    "connection host": b"GET / HTTP/1.1\r\nHost: %b\r\nConnection: host\r\n\r\n",
-    "other target": b"GET http://other/ HTTP/1.1\r\nHost: %b\r\n\r\n",
-    "chunk size": b"POST / HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n",
-    "chunk end": b"POST / HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
-    "chunk bare lf": b"POST / HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: chunked\r\n\r\n1;\nab\r\n0\r\n\r\n",
-    "http/1.0 coding": b"POST / HTTP/1.0\r\nHost: %b\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "bad host": b"GET / HTTP/1.1\r\nHost: %b/\r\n\r\n",
-    "two empty lines": b"\r\n\r\nGET / HTTP/1.1\r\nHost: %b\r\n\r\n",
-    "tls": b"\x16\x03\x01\x02\x00\x01%b",
-}
-
-
-@pytest.mark.parametrize("raw", SMUGGLING.values(), ids=SMUGGLING.keys())
-async def test_an_ambiguous_request_is_refused_and_the_pod_sees_nothing(raw: bytes) -> None:
-    async with origin() as pod, front({POD: pod.port}) as proxy:
-        client = await proxy.client()
-        await client.send(
-            raw % name().encode() + f"GET /smuggled HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode()
-        )
-        answer = await client.answer()
-        check_refusal(answer, 400)
-        if raw != SMUGGLING["bad host"]:
-            assert answer.one("connection") == "close"
-            assert await client.rest() == b""
-            assert not pod.connections
+# Refused; known ways to smuggle are in test_http_smuggling.py.
 
 
 async def test_a_chunk_that_breaks_later_never_completes_at_the_pod() -> None:
