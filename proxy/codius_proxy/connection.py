@@ -23,7 +23,7 @@ from codius_proxy.refusals import host_crowded
 from codius_proxy.request import RequestHead
 from codius_proxy.request_reader import RequestReader
 from codius_proxy.site import Site
-from codius_proxy.transports import count_unsent, reset
+from codius_proxy.transports import MIN_PROGRESS, count_unsent, reset
 from codius_proxy.tunnel import Tunnel
 from codius_proxy.visit import End, Visit
 
@@ -61,6 +61,7 @@ class VisitorConnection(asyncio.Protocol):
         "_state",
         "_swallowed",
         "_transport",
+        "_trickled",
         "_unsent",
         "blocked",
         "close_after",
@@ -94,6 +95,7 @@ class VisitorConnection(asyncio.Protocol):
         self._advancing = False
         self._reading = True
         self._swallowed = 0
+        self._trickled = 0  # bytes of a body since it last counted as moving
         self._unsent = 0
 
     # What the event loop tells us.
@@ -180,7 +182,7 @@ class VisitorConnection(asyncio.Protocol):
         state = self._state
         if self.blocked or state in (_LINGER, _CLOSED):
             unsent = count_unsent(self._transport)
-            if 0 < unsent < self._unsent:  # slow, but reading
+            if 0 < unsent <= self._unsent - MIN_PROGRESS:  # slow, but reading
                 self._unsent = unsent
                 self.wait(self.site.config.timeouts.body)
             else:
@@ -385,7 +387,10 @@ class VisitorConnection(asyncio.Protocol):
             return
         if exchange is not None:
             exchange.body(body)
-            self.touch()
+            self._trickled += size
+            if self._trickled >= MIN_PROGRESS or self.reader.body_done or exchange.started:
+                self._trickled = 0
+                self.touch()
             self.regulate()
             return
         self._swallowed += size

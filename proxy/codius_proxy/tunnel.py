@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from codius_proxy.transports import count_unsent, reset
+from codius_proxy.transports import MIN_PROGRESS, count_unsent, reset
 from codius_proxy.upstream import TargetConnection
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class _Side(asyncio.Protocol):
     def progressed(self) -> bool:
         """Whether it took some of what waits for it since the last look."""
         before, self._unsent = self._unsent, count_unsent(self.transport)
-        return 0 < self._unsent < before
+        return 0 < self._unsent <= before - MIN_PROGRESS
 
     def data_received(self, data: bytes) -> None:
         self.passed += len(data)
