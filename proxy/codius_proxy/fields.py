@@ -24,7 +24,7 @@ TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 TOKEN_ONLY: Final = re.compile(TOKEN)
 BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 FIELD: Final = re.compile(rb"(" + TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)")
-_BLOCK: Final = re.compile(rb"(?:\r\n" + TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+)*")
+_VALUE_BYTES: Final = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
 _PROTOCOL: Final = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?")
 
 
@@ -122,8 +122,9 @@ _RESPONSE_KINDS: Final[Mapping[bytes, Kind]] = MappingProxyType(
 class NameMemo(dict[bytes, Kind | None]):
     """A field's name, as it is written, to what the field means to us; None: nothing, it is forwarded.
 
-    Names hardly vary where values do, so one look-up per line says it all. Bounded, and forgotten all at
-    once when full: a flood of new names costs each reader what it costs without a memo.
+    HttpError for what is no name: one that is known needs no second look. Names hardly vary where values
+    do. Bounded, and forgotten all at once when full: a flood of new names costs each reader what it
+    costs without a memo.
     """
 
     def __init__(self, kinds: Mapping[bytes, Kind], *, from_visitor: bool) -> None:
@@ -132,6 +133,8 @@ class NameMemo(dict[bytes, Kind | None]):
         self._from_visitor = from_visitor
 
     def __missing__(self, name: bytes) -> Kind | None:
+        if not TOKEN_ONLY.fullmatch(name):
+            raise HttpError(400, why_no_name(name))
         kind = self._classify(name.lower())
         if len(name) <= MEMO_NAME_LENGTH:
             if len(self) >= MEMO_NAMES:
@@ -162,11 +165,13 @@ RESPONSE_NAMES: Final = NameMemo(_RESPONSE_KINDS, from_visitor=False)
 def split_block(block: bytes) -> list[bytes]:
     """The header lines of a head, each of which has its CR LF before it; HttpError 400, 431.
 
-    All of them are checked in one pass. What is left to do with a line after that needs no care.
+    What is left to check of a line after that is its name, by a NameMemo, and that there is a colon.
     """
     lines = block.split(b"\r\n")
     del lines[0]
-    if not _BLOCK.fullmatch(block):
+    # Without all bytes that may be in a line, one CR LF is left for each of them: a CR or LF of its own
+    # would be left over, and so would any other control character. Ten times as fast as a regex.
+    if block.translate(None, _VALUE_BYTES) != b"\r\n" * len(lines):
         raise HttpError(400, next(why_no_field(line) for line in lines if not FIELD.fullmatch(line)))
     if len(lines) > MAX_FIELDS:
         raise HttpError(431, f"There are more than {MAX_FIELDS} header lines.")
@@ -238,13 +243,19 @@ def shown(value: bytes) -> str:
 
 
 def why_no_field(line: bytes) -> str:
-    if line[:1] in (b" ", b"\t"):
-        return "A header field continues on a second line, which HTTP/1.1 no longer allows."
+    name, colon, _ = line.partition(b":")
+    if line[:1] in (b" ", b"\t") or not colon or not TOKEN_ONLY.fullmatch(name):
+        return why_no_name(name if colon else line)
     if b"\n" in line or b"\r" in line:
         return "Lines of a head end with CR LF; this one has a bare CR or LF."
-    name, colon, _ = line.partition(b":")
-    if not colon:
-        return f"The header line {shown(line)} has no colon."
-    if not TOKEN_ONLY.fullmatch(name):
-        return f"{shown(name)} is no field name."
     return f"The value of {shown(name)} contains a control character."
+
+
+def why_no_name(name: bytes) -> str:
+    if name[:1] in (b" ", b"\t"):
+        return "A header field continues on a second line, which HTTP/1.1 no longer allows."
+    if b"\n" in name or b"\r" in name:
+        return "Lines of a head end with CR LF; this one has a bare CR or LF."
+    if TOKEN_ONLY.fullmatch(name):
+        return f"The header line {shown(name)} has no colon."
+    return f"{shown(name)} is no field name."

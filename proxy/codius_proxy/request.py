@@ -30,6 +30,7 @@ from codius_proxy.fields import (
     shown,
     split_block,
     tokens,
+    why_no_name,
     without,
 )
 from codius_proxy.memo import Memo
@@ -196,8 +197,10 @@ def _parse_block(block: bytes) -> Framing:
     claims: list[Field] = []
     hops: int | None = None
     for line in split_block(block):
-        name, _, value = line.partition(b":")
+        name, colon, value = line.partition(b":")
         kind = REQUEST_NAMES[name]
+        if not colon:
+            raise HttpError(400, why_no_name(name))
         if kind is None:
             kept.append(line)
             continue

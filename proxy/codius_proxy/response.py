@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from codius_proxy.cookies import keep_to_pod
@@ -25,19 +26,17 @@ from codius_proxy.fields import (
     shown,
     split_block,
     tokens,
+    why_no_name,
     without,
 )
 from codius_proxy.memo import Memo
 
 MAX_RESPONSE_HEAD: Final = 64 * 1024  # bytes; pods may send longer heads than visitors
 
-_STATUS_LINE: Final = re.compile(
-    rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?(?=\r\n|\Z)"
-)
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?")
 MEMO_HEADS: Final = 512  # remembered: a pod says the same again and again
 MEMO_HEAD_LENGTH: Final = 1024  # bytes; longer ones are read each time
 
-_CRLF: Final = b"\r\n"
 _BLANK_LINE: Final = re.compile(rb"\r?+\n\r?+\n")
 _SPACED_NAME: Final = re.compile(rb"(\r\n" + TOKEN + rb")[ \t]++:")
 _LINE_END: Final = re.compile(rb"\r?+\n")
@@ -142,22 +141,30 @@ def _mend(head: bytes) -> bytes:
     return _SPACED_NAME.sub(rb"\1:", b"\r\n".join(_LINE_END.split(head)))
 
 
-def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> ResponseHead:
-    match = _STATUS_LINE.match(head)
+@lru_cache(maxsize=64)
+def _parse_status_line(line: bytes) -> tuple[int, int, bytes]:
+    """The digit of the version, the status, and the line as we send it; HttpError."""
+    match = _STATUS_LINE.fullmatch(line)
     if match is None:
-        raise HttpError(502, f"{shown(head.partition(_CRLF)[0])} is no status line.")
+        raise HttpError(502, f"{shown(line)} is no status line.")
     digit, code, reason = match.groups()
-    minor = 1 if digit == b"1" else 0
-    status = int(code)
+    return int(digit), int(code), b"HTTP/1.1 %b %b" % (code, reason or b"")
+
+
+def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> ResponseHead:
+    first, _, _ = head.partition(b"\r\n")
+    minor, status, status_line = _parse_status_line(first)
     kept = [b""]
     length: int | None = None
     chunked = False
     options = _NOTHING
     upgrade: bytes | None = None
     dated = False
-    for line in split_block(head[match.end() :]):
-        name, _, value = line.partition(b":")
+    for line in split_block(head[len(first) :]):
+        name, colon, value = line.partition(b":")
         kind = RESPONSE_NAMES[name]
+        if not colon:
+            raise HttpError(502, why_no_name(name))
         if kind is None:
             kept.append(line)
             continue
@@ -211,7 +218,7 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
         body = UNTIL_CLOSE
     return ResponseHead(
         status,
-        b"HTTP/1.1 %b %b" % (code, reason or b""),
+        status_line,
         b"\r\n".join(kept),
         body,
         length,

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from codius_proxy.fields import MAX_FIELDS, MEMO_NAME_LENGTH, MEMO_NAMES, REQUEST_NAMES, HttpError
+from codius_proxy.fields import (
+    FIELD,
+    MAX_FIELDS,
+    MEMO_NAME_LENGTH,
+    MEMO_NAMES,
+    REQUEST_NAMES,
+    HttpError,
+    split_block,
+    why_no_name,
+)
 from codius_proxy.identity import Identity, build_fields
 from codius_proxy.request import (
     MAX_HEAD,
@@ -298,3 +307,24 @@ def test_what_is_remembered_is_what_was_read() -> None:
     old = parse_request(request("Connection: upgrade", "Upgrade: websocket", line="GET / HTTP/1.0"))
     new = parse_request(request("Connection: upgrade", "Upgrade: websocket"))
     assert (old.upgrade, new.upgrade) == (None, b"websocket")
+
+
+@given(
+    LINES.map(lambda lines: b"".join(b"\r\n" + line for line in lines))
+    | st.binary(max_size=80).map(b"\r\n".__add__)
+)
+def test_the_quick_check_of_a_block_says_what_the_grammar_says(block: bytes) -> None:
+    lines = block.split(b"\r\n")[1:]
+    sound = all(map(FIELD.fullmatch, lines))
+    try:
+        found = split_block(block)
+        for line in found:
+            name, colon, _ = line.partition(b":")
+            REQUEST_NAMES[name]
+            if not colon:
+                raise HttpError(400, why_no_name(name))
+    except HttpError:
+        assert not sound
+    else:
+        assert sound
+        assert found == lines
