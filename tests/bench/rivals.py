@@ -134,7 +134,7 @@ http {{
 
 def nginx(place: Place) -> Server:
     upstreams = "".join(
-        f"upstream u{number} {{ server 127.0.0.1:{place.origin}; keepalive 32; }}\n"
+        f"upstream u{number} {{ server 127.0.0.1:{place.origin}; keepalive 128; }}\n"
         for number in range(ROUTES)
     )
     names = "".join(f"{host} u{number};\n" for number, host in enumerate(host_names()))
