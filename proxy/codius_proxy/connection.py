@@ -113,6 +113,7 @@ class VisitorConnection(asyncio.Protocol):
         refusal = self._introduce(site.trust.identify(address, self.entrance.scheme))
         if not accepted:
             if site.admission.crowded:
+                site.turn_away("crowded")
                 self._transport.abort()
                 return
             refusal = host_crowded()

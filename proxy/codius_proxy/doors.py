@@ -111,6 +111,7 @@ class GuardedDoor:
                 oldest = next(iter(self._arriving))
                 del self._arriving[oldest]
                 oldest.cancel()
+                self._site.turn_away("slow_arrival")
 
     def _arrived(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._arriving.pop(task, None)
@@ -134,9 +135,11 @@ class GuardedDoor:
             )
         except ProxyProtocolError as error:
             connection.close()
+            site.turn_away("proxy_header")
             logger.warning("dropped a connection of the trusted proxy %s: %s", peer, error)
         except (OSError, TimeoutError):  # ssl.SSLError is an OSError: a scanner, or one who does not trust us
             connection.close()
+            site.turn_away("handshake")
 
 
 async def _read_preamble(connection: socket.socket) -> str | None:

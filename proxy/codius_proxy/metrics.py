@@ -42,6 +42,7 @@ class Metrics:
     def __init__(self) -> None:
         self._traffic: dict[str, _Traffic] = {}
         self._refusals: dict[str, int] = {}
+        self._turned_away: dict[str, int] = {}
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._duration = 0  # microseconds
         self._accepted = 0
@@ -67,6 +68,11 @@ class Metrics:
 
     def count_accepted(self, connections: int) -> None:
         self._accepted += connections
+
+    def count_turned_away(self, by_reason: Mapping[str, int]) -> None:
+        """Connections that were ended without an answer."""
+        for reason, count in by_reason.items():
+            self._turned_away[reason] = self._turned_away.get(reason, 0) + count
 
     def count_lost(self, records: int) -> None:
         """Records that are in none of the other counters, nor in the access log."""
@@ -102,6 +108,10 @@ class Metrics:
         yield from _family(
             "refusals_total", "counter", "Requests the front door answered itself, by reason.",
             (((("reason", reason),), count) for reason, count in self._refusals.items()),
+        )  # fmt: skip
+        yield from _family(
+            "turned_away_connections_total", "counter", "Connections ended without an answer, by reason.",
+            (((("reason", reason),), count) for reason, count in self._turned_away.items()),
         )  # fmt: skip
         name = f"{_PREFIX}request_duration_seconds"
         yield f"# HELP {name} Time from a request's head to the end of its answer, tunnels left out.\n"

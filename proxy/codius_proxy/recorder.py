@@ -37,6 +37,7 @@ Message: TypeAlias = tuple[
     str,  # the worker's name, the first part of its requests' ids
     int,  # connections open now
     int,  # connections accepted since the last message
+    dict[str, int],  # connections ended without an answer since then, by reason
     int,  # records dropped since the last message
     list[Record],
 ]
@@ -59,6 +60,7 @@ class Outbox:
         self.connections: Callable[[], int] = lambda: 0  # counts those open now
         self._worker = worker
         self._accepted = 0  # connections, since the last message
+        self._turned_away: dict[str, int] = {}
         self._sending = sending
         self._visits: list[Visit] = []
         self._records: list[Record] = []  # which a recorder that is behind has not taken
@@ -73,6 +75,9 @@ class Outbox:
     def connected(self) -> None:
         self._accepted += 1
 
+    def turned_away(self, reason: str) -> None:
+        self._turned_away[reason] = self._turned_away.get(reason, 0) + 1
+
     def flush(self) -> None:
         """Send what there is; what the recorder has no room for waits, the oldest being dropped first."""
         records = self._records
@@ -81,7 +86,7 @@ class Outbox:
             offset = time.time() - time.monotonic()
             records += [_record(visit, offset) for visit in self._visits]
             self._visits.clear()
-        elif not (records or self._accepted or self._dropped or self._told != self.connections()):
+        elif not (records or self._news or self._told != self.connections()):
             return
         sent = 0
         while True:
@@ -96,10 +101,16 @@ class Outbox:
             del records[:excess]
             self._dropped += excess
 
+    @property
+    def _news(self) -> bool:
+        return bool(self._accepted or self._dropped or self._turned_away)
+
     def _send(self, records: list[Record]) -> int:
         """How many of the records went out."""
         connections = self.connections()
-        message: Message = (os.getpid(), self._worker, connections, self._accepted, self._dropped, records)
+        message: Message = (
+            os.getpid(), self._worker, connections, self._accepted, self._turned_away, self._dropped, records
+        )  # fmt: skip
         data = marshal.dumps(message, FORMAT)
         if len(data) > MAX_MESSAGE and len(records) > 1:
             middle = len(records) // 2
@@ -114,6 +125,7 @@ class Outbox:
             self._dropped += len(records)
             return len(records)
         self._accepted = self._dropped = 0
+        self._turned_away = {}
         self._told = connections
         return len(records)
 
@@ -145,9 +157,11 @@ class Recorder:
 
     def take(self, message: bytes) -> None:
         """Log and count what a worker sent."""
-        pid, worker, connections, accepted, dropped, records = marshal.loads(message)  # noqa: S302 - our own
+        found: Message = marshal.loads(message)  # noqa: S302 - our own
+        pid, worker, connections, accepted, turned_away, dropped, records = found
         self._connections[pid] = connections
         self.metrics.count_accepted(accepted)
+        self.metrics.count_turned_away(turned_away)
         self.metrics.count_lost(dropped)
         self.metrics.count(records)
         if self._log is not None and records and not self._log.write(access_log.render(records, worker)):

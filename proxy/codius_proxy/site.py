@@ -99,10 +99,7 @@ class Site:
 
     def add(self, visitor: Visitor) -> bool:
         """Look after `visitor`; False when there are more than this worker should serve."""
-        if self._ticker is None:
-            loop = asyncio.get_running_loop()
-            self.now = self.pool.now = loop.time()
-            self._ticker = loop.call_later(self._tick, self._on_tick)
+        self._wake()
         room = not self.admission.full
         # Once per tick: a flood must not cost a search per connection.
         if not room and self._made_room != self.now:
@@ -111,6 +108,11 @@ class Site:
         self.admission.visitors.add(visitor)
         self._empty.clear()
         return room
+
+    def turn_away(self, reason: str) -> None:
+        """A connection is ended without an answer; `reason` is one word, for the metrics."""
+        self.observer.turned_away(reason)
+        self._wake()  # for who listens to the observer: there may be no visitor to keep us awake
 
     def discard(self, visitor: Visitor) -> None:
         self.admission.visitors.discard(visitor)
@@ -150,6 +152,12 @@ class Site:
         self.observer.flush()
         if self._ticker is not None:
             self._ticker.cancel()
+
+    def _wake(self) -> None:
+        if self._ticker is None:
+            loop = asyncio.get_running_loop()
+            self.now = self.pool.now = loop.time()
+            self._ticker = loop.call_later(self._tick, self._on_tick)
 
     def _on_tick(self) -> None:
         loop = asyncio.get_running_loop()

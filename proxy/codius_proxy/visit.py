@@ -44,6 +44,10 @@ class Observer(Protocol):
         """A visitor's connection was accepted."""
         ...
 
+    def turned_away(self, reason: str) -> None:
+        """A connection was ended without an answer; `reason` is one word."""
+        ...
+
     def flush(self) -> None:
         """A moment with nothing on the hot path: pass on what was gathered."""
         ...
@@ -56,6 +60,9 @@ class Unobserved:
         pass
 
     def connected(self) -> None:
+        pass
+
+    def turned_away(self, reason: str) -> None:
         pass
 
     def flush(self) -> None:

@@ -172,7 +172,7 @@ def alive(pid: int) -> bool:
     """Whether it still runs: an ended one that nobody collected yet does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second when it goes between open and read
         return False
 
 

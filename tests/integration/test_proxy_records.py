@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import marshal
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from pathlib import Path
 
 import aiohttp
 import pytest
 
 from codius_proxy.access_log import Record
 from codius_proxy.config import Timeouts
-from codius_proxy.recorder import MAX_MESSAGE, pair
+from codius_proxy.recorder import MAX_MESSAGE, Message, pair
+from tests.harness.certificates import Authority
 from tests.harness.front import OTHER, POD, ZONE, front, name
 from tests.harness.origin import ANSWER, DEADLINE, Line, closed_port, origin, websocket_echo
 
@@ -28,6 +32,7 @@ class Recorded:
     sending: socket.socket
     receiving: socket.socket
     records: list[Record] = field(default_factory=list)
+    turned_away: Counter[str] = field(default_factory=Counter)
 
     async def get(self, count: int) -> list[Record]:
         """The records of that many requests; no more may come with them."""
@@ -38,9 +43,23 @@ class Recorded:
                 except BlockingIOError:
                     await asyncio.sleep(0.01)
                 else:
-                    self.records += marshal.loads(message)[5]
+                    self.take(marshal.loads(message))
         assert len(self.records) == count
         return self.records
+
+    async def get_turned_away(self, count: int) -> dict[str, int]:
+        """Why that many connections got no answer."""
+        async with asyncio.timeout(DEADLINE):
+            while sum(self.turned_away.values()) < count:
+                try:
+                    self.take(marshal.loads(self.receiving.recv(2 * MAX_MESSAGE)))
+                except BlockingIOError:
+                    await asyncio.sleep(0.01)
+        return dict(self.turned_away)
+
+    def take(self, message: Message) -> None:
+        self.turned_away.update(message[4])
+        self.records += message[6]
 
 
 @pytest.fixture
@@ -148,6 +167,25 @@ async def test_a_tunnel_is_one_record_with_the_bytes_of_both_ways(recorded: Reco
     assert (record[8], record[13]) == (101, "upgraded")
     assert record[9] >= 50_000
     assert record[10] >= 50_000
+
+
+async def test_connections_that_get_no_answer_are_counted(recorded: Recorded, tmp_path: Path) -> None:
+    authority = Authority()
+    authority.issue(tmp_path / "host", ZONE, f"*.{ZONE}")
+    async with front(
+        timeouts=SOON,
+        recorder=recorded.sending,
+        scheme="https",
+        certificates=tmp_path,
+        trusted_proxies=(ip_network("127.0.0.0/8"),),
+        proxy_protocol=True,
+    ) as proxy:
+        for first in (b"nonsense", b"PROXY UNKNOWN\r\nnonsense"):
+            client = await proxy.client()
+            await client.send(first)
+            with contextlib.suppress(ConnectionResetError):
+                await client.rest()
+        assert await recorded.get_turned_away(2) == {"proxy_header": 1, "handshake": 1}
 
 
 async def test_whoever_is_behind_a_trusted_proxy_is_the_one_who_is_recorded(recorded: Recorded) -> None:

@@ -39,6 +39,8 @@ def test_requests_are_counted_by_pod_and_code_and_refusals_by_reason() -> None:
     metrics.count([record(pod="api", status=201)])
     metrics.count([record(pod="", status=404, refusal="no_pod")])
     metrics.count_accepted(3)
+    metrics.count_turned_away({"handshake": 2})
+    metrics.count_turned_away({"handshake": 1, "crowded": 5})
     metrics.count_lost(2)
     found = samples(metrics, {17: 4})
     assert found[f'requests_total{{pod="{POD}",code="200"}}'] == 2
@@ -47,6 +49,7 @@ def test_requests_are_counted_by_pod_and_code_and_refusals_by_reason() -> None:
     assert found[f'received_bytes_total{{pod="{POD}"}}'] == 200
     assert found[f'sent_bytes_total{{pod="{POD}"}}'] == 4000
     assert found['refusals_total{reason="no_pod"}'] == 1
+    assert found['turned_away_connections_total{reason="handshake"}'] == 3
     assert found['connections{worker="17"}'] == 4
     assert found["accepted_connections_total"] == 3
     assert found["lost_records_total"] == 2
