@@ -213,7 +213,7 @@ def _parse_block(block: bytes) -> Framing:
                 raise HttpError(400, "The request has more than one Host field.")
             host = value
         elif kind is CONNECTION:
-            options |= tokens(value)
+            options = options | tokens(value) if options else tokens(value)
         elif kind is LENGTH:
             if length is not None:
                 raise HttpError(400, "The request has more than one Content-Length field.")
@@ -246,8 +246,7 @@ def _parse_block(block: bytes) -> Framing:
     has_body = chunked or bool(length)
     if upgrade is not None and (b"upgrade" not in options or has_body or not may_tunnel(upgrade)):
         upgrade = None  # ignoring an offer to upgrade is always allowed, RFC 9110 section 7.8
-    named = options - CONNECTION_OPTIONS
-    if named:
+    if options and (named := options - CONNECTION_OPTIONS):
         if not named.isdisjoint(PROTECTED):
             raise HttpError(400, "The Connection field names a field that is meant for the pod.")
         if chunked:  # the trailer, which goes on as it came, might hold them

@@ -181,7 +181,7 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
             check_transfer_encoding(value)
             chunked = True
         elif kind is CONNECTION:
-            options |= tokens(value)
+            options = options | tokens(value) if options else tokens(value)
         elif kind is UPGRADE:
             upgrade = value if upgrade is None else upgrade + b", " + value
         elif kind is DATE:
@@ -193,8 +193,7 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
             raise HttpError(502, f"Its field {name.decode()} is too close to one that frames the message.")
     if chunked and length is not None:
         raise HttpError(502, "It has both Content-Length and Transfer-Encoding.")
-    named = options - CONNECTION_OPTIONS
-    if named:
+    if options and (named := options - CONNECTION_OPTIONS):
         if chunked:  # the trailer, which goes on as it came, might hold them
             raise HttpError(502, "Its Connection field names fields, and it is chunked.")
         kept = without(kept, named)
