@@ -42,9 +42,17 @@ async def one_of_each(proxy: Running, *, count: int = 2) -> dict[str, Raw]:
     return found
 
 
-async def test_a_reload_replaces_all_workers_and_no_request_fails() -> None:
-    async with origin() as pod, running(pod) as proxy, Load(proxy, name()) as load:
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+async def test_a_reload_replaces_all_workers_and_no_request_fails(tls: bool, tmp_path: Path) -> None:
+    authority = Authority()
+    authority.issue(tmp_path / "host", ZONE, f"*.{ZONE}")
+    async with (
+        origin() as pod,
+        running(pod, certificates=tmp_path if tls else None, scheme="https" if tls else "http") as proxy,
+        Load(proxy, name(), tls=authority.trust() if tls else None) as load,
+    ):
         for _ in range(ROUNDS):
+            authority.issue(tmp_path / "host", ZONE, f"*.{ZONE}")
             before = set(proxy.children())
             proxy.process.send_signal(signal.SIGHUP)
             await until(lambda: not any(map(alive, before)))  # noqa: B023 - awaited here
