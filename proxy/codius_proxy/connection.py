@@ -252,7 +252,9 @@ class VisitorConnection(asyncio.Protocol):
         self.site.discard(self)
         self.site.add(tunnel)
         waiting, self.reader.waiting = self.reader.waiting, b""
-        tunnel.open(self._transport, waiting, from_target, eof=self.eof)
+        if not self._reading:
+            self._transport.resume_reading()
+        tunnel.open(self._transport, waiting, from_target, eof=self.eof, blocked=self.blocked)
 
     def tunnel_ended(self, tunnel: Tunnel) -> None:
         self.site.discard(tunnel)

@@ -86,10 +86,6 @@ class RequestHead(NamedTuple):
     last_hop: bool = False  # we are to answer it, RFC 9110 section 7.6.2
 
     @property
-    def has_body(self) -> bool:
-        return self.chunked or bool(self.length)
-
-    @property
     def repeatable(self) -> bool:
         """Whether it may be sent again when a kept-alive connection turns out to be dead.
 

@@ -70,19 +70,20 @@ class ResponseHead(NamedTuple):
     dated: bool
 
 
-def find_response_end(buffer: bytes) -> tuple[int, int]:
+def find_response_end(buffer: bytes, start: int = 0) -> tuple[int, int]:
     """Where a response's last header line ends and where its body begins; -1 while it has not arrived.
 
-    HttpError 502 as soon as it never can.
+    HttpError 502 as soon as it never can. `start` is what an earlier call already looked through.
 
     Lines may end with a bare LF. RFC 9112 section 2.2 leaves that to the reader, and small CGI servers
     do it. The reason to be strict with visitors is missing here: nobody else reads these bytes, for a
     visitor gets the head as we write it. Such a connection serves no second request (`parse_response`).
     """
-    end = buffer.find(b"\r\n\r\n")
+    start = start - 3 if start > 3 else 0
+    end = buffer.find(b"\r\n\r\n", start)
     if end >= 0 and buffer.count(b"\n", 0, end) == buffer.count(b"\r", 0, end):
         begin = end + 4
-    elif found := _BLANK_LINE.search(buffer):
+    elif found := _BLANK_LINE.search(buffer, start):
         end, begin = found.span()
     else:
         end = begin = -1

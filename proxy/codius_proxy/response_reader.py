@@ -23,7 +23,7 @@ class ResponseReader:
     """Reads one answer after the other; `begin` says what the next one answers."""
 
     __slots__ = (
-        "_chunks", "_decode", "_interims", "_left", "_method", "_until_close", "_upgrade",
+        "_chunks", "_decode", "_interims", "_left", "_method", "_scanned", "_until_close", "_upgrade",
         "clean", "done", "waiting",
     )  # fmt: skip
 
@@ -34,6 +34,7 @@ class ResponseReader:
         self._chunks: ChunkedBody | None = None
         self._left = 0
         self._until_close = False
+        self._scanned = 0  # bytes known to hold no complete head
 
     def begin(self, method: bytes, upgrade: bytes | None, *, decode: bool) -> None:
         """What the next answer is to. `decode`: give content without chunks, for HTTP/1.0."""
@@ -51,9 +52,11 @@ class ResponseReader:
         waiting = self.waiting
         if not waiting:
             return None
-        end, begin = find_response_end(waiting)
+        end, begin = find_response_end(waiting, self._scanned)
         if end < 0:
+            self._scanned = len(waiting)
             return None
+        self._scanned = 0
         head = parse_response(waiting[:end], method=self._method, upgrade=self._upgrade)
         self.waiting = waiting[begin:]
         if head.status < 200:

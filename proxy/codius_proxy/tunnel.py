@@ -32,12 +32,16 @@ class Tunnel:
         self.visitor_side.other = self.target_side
         self.target_side.other = self.visitor_side
 
-    def open(self, visitor: asyncio.Transport, from_visitor: bytes, from_target: bytes, *, eof: bool) -> None:
-        """Take over both connections and what came on them already."""
+    def open(
+        self, visitor: asyncio.Transport, from_visitor: bytes, from_target: bytes, *, eof: bool, blocked: bool
+    ) -> None:
+        """Take over both connections and what came on them already; `blocked`: the visitor reads slowly."""
         self.visitor_side.transport = visitor
         self.target_side.transport = self._target.hand_over(self.target_side)
         visitor.set_protocol(self.visitor_side)
         self.moved()
+        if blocked:
+            self.visitor_side.pause_writing()
         if from_target:
             self.target_side.data_received(from_target)
         if from_visitor:

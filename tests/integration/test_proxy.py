@@ -886,6 +886,32 @@ async def test_a_tunnel_keeps_bytes_sent_ahead_and_lets_each_side_end_alone() ->
         assert await client.rest() == b"hi AHEAD AFTER"
 
 
+async def test_a_tunnel_takes_up_reading_where_it_was_held_back() -> None:
+    """More than is held of what a visitor sends ahead, and a pod that takes its time to agree."""
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def script(line: Line) -> None:
+        await line.read_head()
+        asked.set()
+        await go.wait()
+        await line.send(SWITCH)
+        await line.send(b"%d" % len(await line.reader.readexactly(MIB)))
+        await line.reader.read()
+
+    async with origin(script) as pod, front({POD: pod.port}) as proxy:
+        client = await proxy.client()
+        await client.send(f"GET / HTTP/1.1\r\nHost: {name()}\r\n{OFFER}\r\n".encode())
+        async with asyncio.timeout(DEADLINE):
+            await asked.wait()
+        client.writer.write(b"x" * MIB)
+        while client.writer.transport.get_write_buffer_size() == MIB:
+            await asyncio.sleep(0)
+        go.set()
+        await client.head()
+        async with asyncio.timeout(DEADLINE):
+            assert await client.reader.readexactly(7) == b"1048576"
+
+
 async def test_a_pod_may_end_its_side_of_a_tunnel_first() -> None:
     got: asyncio.Queue[bytes] = asyncio.Queue()
 
