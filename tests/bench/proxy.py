@@ -139,19 +139,19 @@ def measure(
 
         def place(name: str, origin: int, kind: Kind = Kind.PLAIN) -> Place:
             (directory / name).mkdir()
-            return Place(directory / name, _free_port(), origin, certificate if kind is Kind.TLS else None)
+            return Place(directory / name, free_port(), origin, certificate if kind is Kind.TLS else None)
 
-        origin = stack.enter_context(_running(rivals.origin(place("origin", 0))))
-        echo = stack.enter_context(_echo_target(_free_port()))
+        origin = stack.enter_context(running(rivals.origin(place("origin", 0))))
+        echo = stack.enter_context(_echo_target(free_port()))
         results = []
         latency = None
         for kind in Kind:
             target = echo if kind is Kind.ECHO else origin.place.port
             of_kind = [load for load in loads if load.kind is kind]
             wanted = {name for load in of_kind for name in load.rivals}.intersection(names).difference(absent)
-            with ExitStack() as running:
+            with ExitStack() as started:
                 servers = {
-                    name: running.enter_context(_running(start(place(f"{name}-{kind.name}", target, kind))))
+                    name: started.enter_context(running(start(place(f"{name}-{kind.name}", target, kind))))
                     for name, start in rivals.START.items()
                     if name in wanted
                 }
@@ -258,14 +258,14 @@ def _latency(origin: Server, ours: Server, peer: Server, rounds: int) -> Latency
 
 
 @contextmanager
-def _running(server: Server) -> Iterator[Server]:
+def running(server: Server) -> Iterator[Server]:
     try:
         yield server
     finally:
         server.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -87,6 +88,11 @@ class Server:
     def cpu(self) -> float:
         """Seconds of CPU time used so far."""
         return sum(map(_cpu_of, _family(self._process.pid)))
+
+    def resident(self) -> float:
+        """MiB of memory of all its processes; pages they share are counted in each."""
+        pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _family(self._process.pid))
+        return sum(pages) * resource.getpagesize() / 2**20
 
     def stop(self) -> None:
         self._process.terminate()
