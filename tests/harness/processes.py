@@ -84,7 +84,7 @@ class Running:
     def children(self) -> list[int]:
         """Its workers, and the recorder before them where there is one."""
         text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in text.split()]
+        return [pid for pid in map(int, text.split()) if alive(pid)]
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         if self.process.returncode is None:
