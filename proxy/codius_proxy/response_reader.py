@@ -17,6 +17,7 @@ from codius_proxy.response import (
 )
 
 MAX_INTERIM: Final = 16  # 1xx answers to one request: more is a flood
+_STRICT_END: Final = len(b"\r\n\r\n")
 
 
 class ResponseReader:
@@ -42,6 +43,7 @@ class ResponseReader:
         self._upgrade = upgrade
         self._decode = decode
         self._interims = 0
+        self.clean = True
         self.done = False
 
     def receive(self, data: bytes) -> None:
@@ -59,15 +61,14 @@ class ResponseReader:
         self._scanned = 0
         head = parse_response(waiting[:end], method=self._method, upgrade=self._upgrade)
         self.waiting = waiting[begin:]
+        self.clean = self.clean and head.reusable and begin - end == _STRICT_END
         if head.status < 200:
             if head.status == 101:
-                self.clean = False
                 return head
             self._interims += 1
             if self._interims > MAX_INTERIM:
                 raise HttpError(502, f"It sent more than {MAX_INTERIM} interim answers.")
             return head
-        self.clean = head.reusable
         body = head.body
         self._until_close = body is UNTIL_CLOSE
         self._chunks = ChunkedBody(decode=self._decode) if body is CHUNKED else None
