@@ -197,8 +197,9 @@ ABOUT_PROXY: Final = """
 Microseconds of CPU per request, of all processes of a server together, and in brackets how many times
 ours that is. One worker on one core; the origin (nginx) and the load (wrk, 64 connections) are on
 another. Each has 1000 routes, time-outs, and an access log (HAProxy's goes to a socket nobody reads); ours
-counts for its metrics as well. Where "every header differs", so do all answers: nothing that was read before helps. A round measures each
-server for two seconds, one after the other, and the medians of seven rounds count.
+counts for its metrics as well. Where "every header differs", so do all answers: nothing that was read
+before helps. A round measures each server for two seconds, one after the other, and the medians of seven
+rounds count.
 Alone: `python -m tests.bench.proxy`.
 
 """
