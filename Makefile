@@ -7,14 +7,16 @@ PREFIX   := /opt/codius-host
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # From the distribution. python3-nftables exists only there, so the venv sees the system's packages.
-PACKAGES      := podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
-TEST_PACKAGES := docker-registry bind9-dnsutils conntrack iptables ufw firewalld dbus-daemon knot
+PACKAGES       := podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
+TEST_PACKAGES  := docker-registry bind9-dnsutils conntrack iptables ufw firewalld dbus-daemon knot slowhttptest
+# Only for measurements: other servers and load generators.
+BENCH_PACKAGES := dnsperf nginx-light haproxy caddy wrk
 # Debian starts and enables what it installs. A firewall that comes up by itself locks its owner out.
-TEST_SERVICES := docker-registry ufw firewalld knot
-BENCH_PACKAGES := dnsperf
+TEST_SERVICES  := docker-registry ufw firewalld knot
+BENCH_SERVICES := nginx haproxy caddy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test check fmt unit system bench docs install clean
+.PHONY: help setup setup-test demo test check fmt unit system fuzz bench docs install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,8 +43,10 @@ unit: setup ## only the quick tests
 system: setup-test ## only the tests with real podman and a real kernel
 	@$(BIN)/pytest -m system
 
-bench: setup-test ## measure, and write docs/benchmarks.md
-	@$(call install,$(BENCH_PACKAGES))
+fuzz: setup ## hostile bytes for longer: FUZZ_EXAMPLES=100000 takes a quarter of an hour
+	@FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),100000) $(BIN)/pytest --timeout=3600 tests/integration/test_http_fuzz.py
+
+bench: setup-bench ## measure, and write docs/benchmarks.md
 	@$(BIN)/python -m tests.bench
 
 docs: setup ## write again what is generated from the code
@@ -52,6 +56,9 @@ setup: $(VENV)/.ready ## install what is missing; costs nothing when nothing is
 
 setup-test: setup
 	@$(call subdue,$(TEST_SERVICES)); $(call install,$(TEST_PACKAGES))
+
+setup-bench: setup-test
+	@$(call subdue,$(BENCH_SERVICES)); $(call install,$(BENCH_PACKAGES))
 
 $(VENV)/.ready: pyproject.toml Makefile
 	@$(call install,$(PACKAGES))

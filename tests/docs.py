@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from codius_node import config
+from tests.integration import http_requirements
 from tests.integration.test_golden import DIFFERENCES
 from tests.system.isolation import page
 
@@ -20,6 +21,7 @@ def generated() -> Iterator[tuple[Path, str]]:
     yield ROOT / "docs" / "compatibility.md", render_differences()
     # What was found stays as it is: only the system tests can find it.
     yield page.PAGE, page.render(page.read(page.PAGE.read_text()))
+    yield ROOT / "docs" / "http-conformance.md", http_requirements.render()
     readme = ROOT / "README.md"
     yield readme, MARKERS.sub(lambda m: m[1] + config.render_table() + m[2], readme.read_text())
 

@@ -89,7 +89,7 @@ def build_app(
             ("GET", "/policy", network.tell),
             ("PUT", "/policy", network.change),
             ("DELETE", "/policy", network.reset),
-            ("*", "/{path:.*}", _refuse_path),
+            ("*", answers.ANY_PATH, _refuse_path),
         ),
     )
     return app

@@ -131,6 +131,10 @@ async def accept_expectation(request: web.Request) -> web.Response | None:
     return None
 
 
+ANY_PATH: Final = r"/{path:[\s\S]*}"
+"""Also with a line feed in it, as %0A is: what no route takes, the library answers in words of its own."""
+
+
 def add_routes(app: web.Application, routes: Iterable[tuple[str, str, Handler]]) -> None:
     """Method, path and handler of each; what can be had by GET has a HEAD."""
     for method, path, handler in routes:

@@ -144,7 +144,7 @@ def build_app(
             ("POST", "/pods", api.upload),
             ("PUT", "/pods", api.extend),
             ("GET", "/pods/{hash}/logs", api.stream_logs),
-            ("*", "/{path:.*}", _refuse_path),
+            ("*", answers.ANY_PATH, _refuse_path),
         ),
     )
     return app

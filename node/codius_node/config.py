@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal, InvalidOperation
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -37,6 +37,10 @@ MAX_DNS_WORKERS: Final = 64
 """The same for the DNS responder's."""
 MAX_DNS_NSID: Final = 64
 """Bytes; it goes into answers over UDP."""
+MAX_HSTS_SECONDS: Final = 2 * 365 * 86400
+"""What the browsers' preload list asks for at most."""
+MAX_CONTACT: Final = 200
+"""Characters of the operator's address on error pages."""
 POD_POOL_PREFIXES: Final = range(16, 29)
 """A pool of /16 (65 000 pods) down to /28 (a dozen)."""
 MAX_CONNECTIONS: Final = 100_000
@@ -139,13 +143,6 @@ def _identity(value: str) -> str:
     return value
 
 
-def _listener(value: str) -> tuple[IPv4Address | IPv6Address, int] | None:
-    if not value:
-        return None
-    address, _, port = value.rpartition(":")
-    return ip_address(address.removeprefix("[").removesuffix("]")), _integer(1, 65535)(port)
-
-
 def _socket(value: str) -> Path:
     # podman and docker people write unix:///run/podman/podman.sock
     return _path(value.removeprefix("unix://"))
@@ -227,6 +224,22 @@ def _pool6(value: str) -> IPv6Network | None:
     if not network.subnet_of(UNIQUE_LOCAL):
         raise ValueError
     return network
+
+
+def _endpoint(value: str) -> tuple[str, int] | None:
+    """`127.0.0.1:9100` or `[::1]:9100`."""
+    if not value:
+        return None
+    host, colon, port = value.rpartition(":")
+    if not colon or host.startswith("[") != host.endswith("]") or (":" in host and host[0] != "["):
+        raise ValueError
+    return str(ip_address(host.strip("[]"))), _integer(1, 65535)(port)
+
+
+def _line(value: str) -> str:
+    if not value.isprintable() or len(value) > MAX_CONTACT:
+        raise ValueError
+    return value
 
 
 def _payments(value: str) -> str:
@@ -443,6 +456,73 @@ class Settings:
         f"a number from 1 to {MAX_PROXY_WORKERS}",
         "Processes of the front door; more than one where visitors keep a whole core busy. 23 MB each.",
     )
+    tls_certificates: Path | None = _setting(
+        "CODIUS_TLS_CERTIFICATES",
+        _optional_path,
+        "",
+        "an absolute path",
+        "Directory of certificates; with it CODIUS_PORT speaks TLS. One folder each, with fullchain.pem and"
+        " privkey.pem, as in certbot's live/; the front door's user must be able to read them. They are"
+        " chosen by name, and taken up when they change.",
+    )
+    redirect_port: int = _setting(
+        "CODIUS_REDIRECT_PORT",
+        _integer(0, 65535),
+        "0",
+        "a port, 1-65535; 0: none",
+        "Port where http is answered with the way to https; the world expects 80.",
+    )
+    hsts: int = _setting(
+        "CODIUS_HSTS",
+        _integer(0, MAX_HSTS_SECONDS),
+        "0",
+        "a number of seconds; 0: not said",
+        "How long browsers shall come back by https only, to the host and to each pod"
+        " (Strict-Transport-Security).",
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        "CODIUS_TRUSTED_PROXIES",
+        _each(ip_network),
+        "",
+        "IP addresses or networks, divided by commas",
+        "Load balancers in front of this host that set X-Forwarded-For and X-Forwarded-Proto. From anybody"
+        " else these are dropped.",
+    )
+    proxy_protocol: bool = _setting(
+        "CODIUS_PROXY_PROTOCOL",
+        _boolean,
+        "false",
+        "true or false",
+        "true: connections from CODIUS_TRUSTED_PROXIES begin with a PROXY header, version 1 or 2.",
+    )
+    contact: str = _setting(
+        "CODIUS_CONTACT",
+        _line,
+        "",
+        "one line of text, such as a mail address",
+        "How visitors reach you; shown on error pages.",
+    )
+    access_log: Path | None = _setting(
+        "CODIUS_ACCESS_LOG",
+        _optional_path,
+        "",
+        "an absolute path",
+        "File of the access log, one line of JSON per request. Unset: none.",
+    )
+    access_log_size: int = _setting(
+        "CODIUS_ACCESS_LOG_SIZE",
+        _integer(1, 100_000),
+        "64",
+        "a number of MiB",
+        "Size at which the access log is moved aside; four older files are kept.",
+    )
+    metrics: tuple[str, int] | None = _setting(
+        "CODIUS_METRICS",
+        _endpoint,
+        "",
+        "an IP address and a port, such as 127.0.0.1:9100",
+        "Where Prometheus finds the front door's counters, at /metrics. Unset: nowhere.",
+    )
     dns_port: int = _setting(
         "CODIUS_DNS_PORT",
         _integer(0, 65535),
@@ -500,9 +580,9 @@ class Settings:
         "up to 64 printable ASCII characters",
         "Name of this machine that DNS tells who asks for it (NSID, id.server). Unset: nobody is told.",
     )
-    dns_metrics: tuple[IPv4Address | IPv6Address, int] | None = _setting(
+    dns_metrics: tuple[str, int] | None = _setting(
         "CODIUS_DNS_METRICS",
-        _listener,
+        _endpoint,
         "",
         "an IP address and a port, such as 127.0.0.1:9153 or [::1]:9153",
         "Where the DNS responder's counters can be read by Prometheus, at /metrics. Unset: nowhere.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from codius_node import privileges, systemd
 from codius_node.config import DEFAULT_PORTS, Settings
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from codius_dns.server import DnsConfig
     from codius_dns.zone import Zone
 
+MIB: Final = 1024 * 1024
+
 
 def proxy(settings: Settings) -> int:
     """`codiusd proxy`: the front door, until SIGTERM; the exit status."""
     from codius_proxy import server  # each process loads only what it is
-    from codius_proxy.config import ProxyConfig
+    from codius_proxy.config import AddressError, CertificateError, ProxyConfig, SetupError
 
+    _check_together(settings)
     uri = settings.public_uri
     config = ProxyConfig(
         zone=uri.host,
@@ -30,13 +33,34 @@ def proxy(settings: Settings) -> int:
         workers=settings.proxy_workers,
         scheme=uri.scheme,
         public_port=uri.port,
+        certificates=settings.tls_certificates,
+        redirect_port=settings.redirect_port or None,
+        hsts=settings.hsts,
+        trusted_proxies=settings.trusted_proxies,
+        proxy_protocol=settings.proxy_protocol,
+        contact=settings.contact,
+        access_log=settings.access_log,
+        access_log_bytes=settings.access_log_size * MIB,
+        metrics=settings.metrics,
     )
     try:
         server.run(config, drop_privileges=privileges.drop, on_ready=lambda: systemd.notify("READY=1"))
-    except OSError as error:
+    except AddressError as error:
         raise StartError(
-            f"the front door cannot listen on {settings.bind_ip} port {settings.port}: {error.strerror}",
-            hint="`codiusd doctor` says who has the port; CODIUS_PORT and CODIUS_BIND_IP choose another.",
+            f"the front door {error}",
+            hint="`ss -ltnp` says who has the port; CODIUS_PORT, CODIUS_REDIRECT_PORT, CODIUS_METRICS and"
+            " CODIUS_BIND_IP choose others.",
+        ) from error
+    except CertificateError as error:
+        raise StartError(
+            f"the front door cannot start with its certificates: {error}",
+            hint=f"Files in {settings.tls_certificates} are read as an unprivileged user: give them to its"
+            " group (codius), mode 0640.",
+        ) from error
+    except SetupError as error:
+        raise StartError(
+            f"the front door {error}",
+            hint="It runs as an unprivileged user, who also moves full files aside: give it the directory.",
         ) from error
     return 0
 
@@ -110,6 +134,25 @@ def dns_zones(settings: Settings, *, serial: int) -> tuple[Zone, ...]:
         for origin, found in records.items()
     )
     return (own, *others)
+
+
+def _check_together(settings: Settings) -> None:
+    """Settings that are each well-formed and cannot be meant together. SettingsError."""
+    if settings.tls_certificates is not None and settings.public_uri.scheme != "https":
+        raise SettingsError(
+            f"CODIUS_TLS_CERTIFICATES is set, but the host's public address is {settings.public_uri}",
+            hint="Set CODIUS_PUBLIC_URI to the https address whose certificates these are.",
+        )
+    if settings.redirect_port and settings.public_uri.scheme != "https":
+        raise SettingsError(
+            f"CODIUS_REDIRECT_PORT leads to https, but the host's public address is {settings.public_uri}",
+            hint="Set CODIUS_PUBLIC_URI to an https address, or CODIUS_REDIRECT_PORT to 0.",
+        )
+    if settings.proxy_protocol and not settings.trusted_proxies:
+        raise SettingsError(
+            "CODIUS_PROXY_PROTOCOL is true, but no proxy is trusted",
+            hint="Set CODIUS_TRUSTED_PROXIES to the addresses of your load balancers.",
+        )
 
 
 class StartError(CodiusError):

@@ -6,7 +6,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from codius_proxy.identity import Network
+
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+class SetupError(Exception):
+    """Something the settings name is of no use."""
+
+
+class AddressError(SetupError):
+    """An address that cannot be listened on."""
+
+
+class LogError(SetupError):
+    """An access log that cannot be written."""
+
+
+class CertificateError(SetupError):
+    """A certificate that cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +43,10 @@ class Timeouts:
     half_close: float = 5.0  # a visitor that shut its side: waiting for an answer, or gone
     linger: float = 2.0  # after our last byte, so that unread bytes do not reset it away
     pooled: float = 15.0  # a kept-alive connection to a pod nobody uses
+    routes: float = 2.0  # a worker that knows no routes yet waits for them before it takes visitors
+    parting: float = 1.0  # a kept-alive visitor that says nothing, when its worker is to end
     drain: float = 10.0  # from the stop signal to the end of the last request
+    retire: float = 3600.0  # the same for a worker whose place another one has taken
 
     def shortest(self) -> float:
         return min(
@@ -39,9 +60,12 @@ class Limits:
     """How much one worker takes on."""
 
     connections: int = 8192  # visitors at once; the file limit may lower it (two files per visitor)
+    per_client: int = 1024  # of these from one address, or one IPv6 /64; trusted proxies are not counted
     per_target: int = 512  # requests at once to one pod, so that one cannot use up all connections
     to_api: int = 256  # the same for the host's own API
-    idle_per_target: int = 32  # kept-alive connections to one pod that nobody uses
+    # Kept-alive connections to one pod that nobody uses. Fewer than a busy moment needs cost more than they
+    # save: each is closed and made again, for ten times what a request costs.
+    idle_per_target: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +80,24 @@ class ProxyConfig:
     workers: int = 1
     scheme: str = "http"  # what visitors use to reach us, also when something else ends their TLS
     public_port: int | None = None  # the port visitors use, when it is not `port`
+    certificates: Path | None = None  # a directory; with it `port` speaks TLS
+    redirect_port: int | None = None  # where http is answered with the way to https
+    hsts: int = 0  # seconds for which browsers come back by https only; 0: not said
+    trusted_proxies: tuple[Network, ...] = ()  # whose word about their clients counts
+    proxy_protocol: bool = False  # connections of trusted proxies begin with a PROXY header
+    contact: str = ""  # how visitors reach the operator
+    access_log: Path | None = None
+    access_log_bytes: int = 64 * 1024 * 1024  # of one file, before it is moved aside
+    metrics: tuple[str, int] | None = None  # address and port for Prometheus
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
 
+    def port_suffix(self, scheme: str) -> str:
+        """`:8443`, or nothing where visitors need not say the port."""
+        port = self.public_port if self.public_port is not None else self.port
+        return "" if port == DEFAULT_PORTS.get(scheme) else f":{port}"
+
     def url(self, label: str | None = None) -> str:
         """The address of the host, or of a name directly under it, as visitors write it."""
-        port = self.public_port if self.public_port is not None else self.port
-        suffix = "" if port == DEFAULT_PORTS.get(self.scheme) else f":{port}"
         name = self.zone if label is None else f"{label}.{self.zone}"
-        return f"{self.scheme}://{name}{suffix}/"
+        return f"{self.scheme}://{name}{self.port_suffix(self.scheme)}/"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
 
 MAX_PODS: Final = 65536  # routes in one snapshot: more than one machine can run
 # Bytes of one message with its newline. A route with an IPv6 target takes at most 108 bytes
 # ("<52>":["<39>",65535],), so a full snapshot fits: 65536 * 108 is 6.8 MiB.
 MAX_LINE: Final = 8 * 1024 * 1024
+
+MAX_REMEMBERED: Final = 4096  # pods that are gone and whose visitors are told so
 
 _HASH: Final = re.compile(r"[a-z2-7]{52}")
 _MAX_PORT: Final = 65535
@@ -24,12 +27,27 @@ class FeedError(ValueError):
     """A line of the feed that is none of its messages."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Where a pod listens: an IP address literal and a TCP port."""
 
     address: str
     port: int
+
+
+class Api(NamedTuple):
+    """The host's own public API, on a Unix socket."""
+
+    path: Path
+
+
+Destination: TypeAlias = Target | Api
+
+
+class Route(NamedTuple):
+    """Where a name leads, and what it is called in log and metrics: a manifest hash, or `api`."""
+
+    name: str
+    destination: Destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +79,53 @@ class RouteTable:
     """Manifest hash to target: what the feed said last."""
 
     def __init__(self) -> None:
-        self._routes: dict[str, Target] = {}
+        self._routes: dict[str, Route] = {}
         self.known = False  # no snapshot yet: an absent hash says nothing about the pod
+        self._left: dict[str, None] = {}  # hashes that had a route once, the last one at the end
 
     def __len__(self) -> int:
         return len(self._routes)
 
-    def find(self, pod_hash: str) -> Target | None:
+    @property
+    def targets(self) -> dict[str, Target]:
+        """The table as `render_snapshot` takes it."""
+        return {
+            pod: route.destination
+            for pod, route in self._routes.items()
+            if isinstance(route.destination, Target)
+        }
+
+    def find(self, pod_hash: str) -> Route | None:
         return self._routes.get(pod_hash)
 
-    def apply(self, message: Message) -> frozenset[Target]:
+    def was_known(self, pod_hash: str) -> bool:
+        """Whether a pod without a route had one not too long ago."""
+        return pod_hash in self._left
+
+    def apply(self, message: Message) -> frozenset[Destination]:
         """Change the table; the targets that no hash leads to any more. Any message may come twice."""
-        before: set[Target]
         if isinstance(message, Snapshot):
-            before = set(self._routes.values())
-            self._routes = dict(message.routes)
+            before = self._routes
+            for pod in before.keys() - message.routes.keys():
+                self._remember(pod)
+            self._routes = {pod: Route(pod, target) for pod, target in message.routes.items()}
             self.known = True
-            return frozenset(before.difference(self._routes.values()))
+            return self._gone(route.destination for route in before.values())
         old = self._routes.get(message.hash)
         if isinstance(message, Add):
-            self._routes[message.hash] = message.target
-        else:
-            self._routes.pop(message.hash, None)
-        if old is None or old in self._routes.values():
-            return frozenset()
-        return frozenset((old,))
+            self._routes[message.hash] = Route(message.hash, message.target)
+        elif self._routes.pop(message.hash, None) is not None:
+            self._remember(message.hash)
+        return frozenset() if old is None else self._gone((old.destination,))
+
+    def _remember(self, pod: str) -> None:
+        self._left.pop(pod, None)
+        self._left[pod] = None
+        if len(self._left) > MAX_REMEMBERED:
+            del self._left[next(iter(self._left))]
+
+    def _gone(self, before: Iterable[Destination]) -> frozenset[Destination]:
+        return frozenset(before).difference(route.destination for route in self._routes.values())
 
 
 def render_snapshot(routes: Mapping[str, Target]) -> bytes:

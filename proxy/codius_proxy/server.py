@@ -1,4 +1,4 @@
-"""The proxy as processes: listeners bound once, one forked worker per core, a parent that watches."""
+"""The proxy as processes: workers forked from a parent that watches, replaces and renews them."""
 
 from __future__ import annotations
 
@@ -8,40 +8,49 @@ import gc
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from functools import partial
+from pathlib import Path
 from typing import Final, NoReturn
 
 import uvloop
 
-from codius_proxy.config import ProxyConfig
-from codius_proxy.worker import BACKLOG, serve
+from codius_proxy import listeners, recorder, worker
+from codius_proxy.access_log import LogFile
+from codius_proxy.config import CertificateError, LogError, ProxyConfig
+from codius_proxy.last_table import LastTable
+from codius_proxy.listeners import Listeners
+from codius_proxy.recorder import Recorder
+from codius_proxy.worker import Equipment
 
 logger = logging.getLogger(__name__)
 
-FIRST_LISTEN_FD: Final = 3  # sd_listen_fds(3)
-MAX_LISTEN_FDS: Final = 64  # sockets handed over; a larger number is a mistake
-KEEPALIVE_IDLE: Final = 60  # seconds without a byte before the kernel asks whether a visitor still exists
-KEEPALIVE_INTERVAL: Final = 15  # seconds between such questions
-KEEPALIVE_PROBES: Final = 4  # unanswered questions
+LAST_CALL: Final = 0.25  # seconds to accept those whose connection has begun, when no other worker will
 GRACE: Final = 2.0  # seconds beyond the drain time-out before a worker is killed
-FIRST_PAUSE: Final = 0.1  # seconds before a dead worker is replaced
-LONGEST_PAUSE: Final = 5.0  # seconds, when workers keep dying
-HEALTHY: Final = 30.0  # seconds a worker has to live for the pause to start over
+READY: Final = 10.0  # seconds for new workers to take visitors, before the old ones are kept instead
+READY_POLL: Final = 0.05  # seconds between two looks at the signals meanwhile
+FIRST_PAUSE: Final = 0.1  # seconds before a dead process is replaced
+LONGEST_PAUSE: Final = 5.0  # seconds, when they keep dying
+HEALTHY: Final = 30.0  # seconds a process has to live for the pause to start over
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+
+_Life = Callable[[], Coroutine[None, None, None]]
 
 
 @dataclass(slots=True)
-class _Worker:
-    """One place for a worker process: its sockets, and who has them now."""
+class _Place:
+    """Where one process of ours belongs: what it lives for, and who is there now."""
 
-    number: int
-    sockets: list[socket.socket]
+    name: str
+    life: _Life
+    keeps: Sequence[socket.socket]  # those of our sockets that it may hold
     pid: int | None = None
     started: float = 0.0
     pause: float = FIRST_PAUSE
@@ -54,192 +63,270 @@ def run(
     drop_privileges: Callable[[], None] | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Call it from the main thread of a process without an event loop.
+    """Serve until SIGTERM or SIGINT; SIGHUP replaces the workers and loses nobody.
 
-    `drop_privileges` is called after the sockets are bound and before anything is served; `on_ready`
-    when visitors are accepted. OSError when an address cannot be bound.
+    Call it from the main thread of a process without an event loop. `drop_privileges` is called after the
+    sockets are bound and before anything is served; `on_ready` when visitors may come. SetupError for an
+    address, an access log or a certificate that is of no use.
     """
-    sockets = inherited() or bind(config)
+    opened = listeners.open_all(config)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         if drop_privileges is not None:
             drop_privileges()
         _raise_file_limit()
-        workers = _places(config.workers, sockets)
-        gc.freeze()  # so that no collection in a worker copies the pages it shares with us
-        for worker in workers:
-            _start(worker, workers, config, before)
+        parent = _Parent(config, opened, before)
+        parent.start()
         if on_ready is not None:
             on_ready()
-        _watch(workers, config, before)
+        parent.watch()
+        parent.stop()
     finally:
         while signal.sigtimedwait(_SIGNALS, 0) is not None:
             pass  # being told twice is no reason to end by the signal
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for listening in sockets:
-            listening.close()
+        opened.close()
 
 
-def bind(config: ProxyConfig) -> list[socket.socket]:
-    """One listening SO_REUSEPORT socket per worker, so that the kernel spreads visitors over them."""
-    family = socket.AF_INET6 if ip_address(config.listen_address).version == 6 else socket.AF_INET
-    sockets: list[socket.socket] = []
-    port = config.port
+class _Parent:
+    """The process that holds the sockets and serves nobody."""
+
+    def __init__(self, config: ProxyConfig, opened: Listeners, mask: set[int | signal.Signals]) -> None:
+        self._config = config
+        self._opened = opened
+        self._mask = mask
+        self._pid = os.getpid()
+        self._last_table = LastTable()
+        self._retired: list[_Place] = []  # workers that others have taken over from
+        self._say_ready: int | None = None  # the writing end of a pipe, while somebody waits for it
+        self._recorder: list[_Place] = []
+        self._mailbox: socket.socket | None = None
+        self._private: list[socket.socket] = []
+        if config.access_log is not None or opened.metrics is not None:
+            self._open_recorder(config, opened.metrics)
+        self._workers = self._equip()
+
+    def start(self) -> None:
+        """Fork everybody; whoever comes before they are ready waits in a socket's queue."""
+        gc.freeze()  # so that no collection in a worker copies the pages it shares with us
+        for place in (*self._recorder, *self._workers):
+            self._fork(place)
+
+    def watch(self) -> None:
+        """Replace processes that die and renew them when told so, until a signal says to stop."""
+        while True:
+            places = (*self._recorder, *self._workers)
+            self._tend(places)
+            now = time.monotonic()
+            for place in places:
+                if place.pid is None and place.due <= now:
+                    self._fork(place)
+            waiting = [place.due - now for place in places if place.pid is None]
+            received = signal.sigtimedwait(_SIGNALS, max(0.0, min(waiting, default=3600.0)))
+            if received is not None and received.si_signo in _STOPPING:
+                return
+            if received is not None and received.si_signo == signal.SIGHUP:
+                self._renew()
+
+    def _tend(self, places: Iterable[_Place]) -> None:
+        """See who has ended, and when their places are to be filled again."""
+        for place, status in self._reap(list(self._retired)):
+            self._retired.remove(place)
+            logger.info("the retired %s has ended with %d", place.name, status)
+        for place, status in self._reap(places):
+            lived = time.monotonic() - place.started
+            place.pause = FIRST_PAUSE if lived > HEALTHY else place.pause
+            logger.error(
+                "%s ended with %d after %.1f s: a new one in %.1f s", place.name, status, lived, place.pause
+            )
+            place.due = time.monotonic() + place.pause
+            place.pause = min(place.pause * 2, LONGEST_PAUSE)
+
+    def stop(self) -> None:
+        """See them all out: first those who serve, then the one who hears from them."""
+        logger.info("draining: at most %.0f s", self._config.timeouts.drain)
+        visited = (*self._opened.main, *self._opened.redirect)
+        listeners.refuse_new(visited)
+        for listening in visited:
+            listening.close()  # with ours gone, a worker's close is the listener's end
+        self._end((*self._workers, *self._retired), self._config.timeouts.drain + LAST_CALL + GRACE)
+        self._end(self._recorder, GRACE)
+
+    def _renew(self) -> None:
+        """Start new workers, and let the old ones go when those take visitors."""
+        logger.info("renewing %d workers", len(self._workers))
+        try:
+            fresh = self._equip()
+        except CertificateError as error:
+            logger.error("the workers stay as they are: %s", error)
+            return
+        ready, self._say_ready = os.pipe()
+        for place in fresh:
+            self._fork(place)
+        os.close(self._say_ready)
+        self._say_ready = None
+        if self._all_ready(fresh, ready):
+            old, self._workers = self._workers, fresh
+            for place in old:
+                if place.pid is not None:
+                    self._retired.append(place)
+                    os.kill(place.pid, signal.SIGHUP)
+        else:
+            logger.error("the new workers were not ready in %.0f s: the old ones stay", READY)
+            self._end(fresh, GRACE)
+        os.close(ready)
+
+    def _all_ready(self, places: Sequence[_Place], ready: int) -> bool:
+        """Wait until each has said so, with one byte; one that ends, or a signal to stop, ends the wait."""
+        missing = len(places)
+        deadline = time.monotonic() + READY
+        while missing and time.monotonic() < deadline:
+            if select.select([ready], [], [], READY_POLL)[0]:
+                missing -= len(os.read(ready, missing))
+            if self._reap(places) or not signal.sigpending().isdisjoint(_STOPPING):
+                return False
+        return not missing
+
+    # What they are made for.
+
+    def _equip(self) -> list[_Place]:
+        """A place for each worker, with certificates as they are now. CertificateError."""
+        config, opened = self._config, self._opened
+        context = None
+        if config.certificates is not None:
+            from codius_proxy.tls import Certificates  # a host without TLS need not load it
+
+            certificates = Certificates(config.certificates)
+            context = certificates.context
+            for name in (config.zone, f"*.{config.zone}"):
+                if name not in certificates.names:
+                    logger.warning("no certificate in %s is for %s", config.certificates, name)
+        places = []
+        for number in range(config.workers):
+            main = listeners.share(opened.main, number, config.workers)
+            redirect = listeners.share(opened.redirect, number, config.workers)
+            equipment = Equipment(main, redirect, context, self._mailbox, self._last_table)
+            kept = [*main, *redirect, *([self._mailbox] if self._mailbox is not None else [])]
+            places.append(_Place(f"worker {number}", partial(self._work, equipment), kept))
+        return places
+
+    def _open_recorder(self, config: ProxyConfig, scrapes: socket.socket | None) -> None:
+        if config.access_log is not None:
+            _open_log(config.access_log, config).close()  # one that cannot be written stops the start
+        sending, receiving = recorder.pair()
+        self._mailbox = sending
+        self._private = [sending, receiving]
+        kept = [receiving, *([scrapes] if scrapes is not None else [])]
+
+        async def record() -> None:
+            stop = asyncio.Event()
+            self._listen_to({signal.SIGTERM: stop})
+            log = _open_log(config.access_log, config) if config.access_log is not None else None
+            await recorder.serve(Recorder(log), receiving, scrapes, stop)
+
+        self._recorder = [_Place("the recorder", record, kept)]
+
+    async def _work(self, equipment: Equipment) -> None:
+        ready, last_call = asyncio.Event(), asyncio.Event()
+        stop, retire = asyncio.Event(), asyncio.Event()
+        self._listen_to({signal.SIGTERM: last_call, signal.SIGHUP: retire})
+
+        async def say_ready() -> None:
+            await ready.wait()
+            if self._say_ready is not None:
+                os.write(self._say_ready, b"!")
+                os.close(self._say_ready)
+
+        async def take_the_last() -> None:
+            await last_call.wait()
+            await asyncio.sleep(LAST_CALL)
+            stop.set()
+
+        aside = [
+            asyncio.create_task(say_ready(), name="say ready"),
+            asyncio.create_task(take_the_last(), name="take the last"),
+        ]
+        try:
+            await worker.serve(self._config, equipment, ready, stop, retire)
+        finally:
+            for task in aside:
+                task.cancel()
+            await asyncio.gather(*aside, return_exceptions=True)
+
+    def _listen_to(self, events: dict[signal.Signals, asyncio.Event]) -> None:
+        loop = asyncio.get_running_loop()
+        for number, event in events.items():
+            loop.add_signal_handler(number, event.set)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)  # one that came meanwhile is delivered now
+
+    # Their beginning and end.
+
+    def _fork(self, place: _Place) -> None:
+        pid = os.fork()
+        if pid == 0:
+            # A copy left open would keep another worker's listener alive after it stopped listening.
+            for other in (*self._opened.all(), *self._private):
+                if other not in place.keeps:
+                    other.close()
+            self._be(place)
+        place.pid = pid
+        place.started = time.monotonic()
+        logger.info("%s is process %d", place.name, pid)
+
+    def _be(self, place: _Place) -> NoReturn:
+        """The life of a child; never returns into the parent's code."""
+        code = 1
+        try:
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() == self._pid:  # else it died before it could be watched
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent decides
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                    runner.run(place.life())
+            code = 0
+        except BaseException:
+            logger.exception("%s failed", place.name)
+        finally:
+            logging.shutdown()
+            os._exit(code)
+
+    def _end(self, places: Sequence[_Place], within: float) -> None:
+        """SIGTERM, time to drain, then SIGKILL."""
+        for place in places:
+            if place.pid is not None:
+                os.kill(place.pid, signal.SIGTERM)
+        deadline = time.monotonic() + within
+        while any(place.pid is not None for place in places):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            signal.sigtimedwait((signal.SIGCHLD,), left)
+            self._reap(places)
+        for place in places:
+            if place.pid is not None:
+                logger.error("%s did not end in time: killed", place.name)
+                os.kill(place.pid, signal.SIGKILL)
+                os.waitpid(place.pid, 0)
+
+    def _reap(self, places: Iterable[_Place]) -> list[tuple[_Place, int]]:
+        """The places whose process has ended, with its exit code; signals merge, so each is asked."""
+        ended = []
+        for place in places:
+            if place.pid is not None:
+                pid, status = os.waitpid(place.pid, os.WNOHANG)
+                if pid:
+                    place.pid = None
+                    ended.append((place, os.waitstatus_to_exitcode(status)))
+        return ended
+
+
+def _open_log(path: Path, config: ProxyConfig) -> LogFile:
     try:
-        for _ in range(config.workers):
-            listening = socket.socket(family, socket.SOCK_STREAM)
-            sockets.append(listening)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            # Accepted sockets inherit these from the listening one: no system call per visitor.
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-            listening.setblocking(False)
-            try:
-                listening.bind((config.listen_address, port))
-                listening.listen(BACKLOG)
-            except OSError as error:
-                raise OSError(
-                    error.errno, f"cannot listen on {config.listen_address} port {port}: {error.strerror}"
-                ) from error
-            port = listening.getsockname()[1]  # port 0: the others share what the first one got
-    except OSError:
-        for listening in sockets:
-            listening.close()
-        raise
-    return sockets
-
-
-def inherited() -> list[socket.socket]:
-    """The listening sockets systemd opened for this process, if it did (sd_listen_fds(3))."""
-    try:
-        meant_for = int(os.environ.get("LISTEN_PID", ""))
-        count = int(os.environ.get("LISTEN_FDS", ""))
-    except ValueError:
-        return []
-    if meant_for != os.getpid() or not 0 < count <= MAX_LISTEN_FDS:
-        return []
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)  # not for our children
-    sockets = []
-    for number in range(FIRST_LISTEN_FD, FIRST_LISTEN_FD + count):
-        os.set_inheritable(number, False)
-        listening = socket.socket(fileno=number)
-        listening.setblocking(False)
-        sockets.append(listening)
-    return sockets
-
-
-def _places(count: int, sockets: Sequence[socket.socket]) -> list[_Worker]:
-    """Each worker its own sockets where there are enough of one address, else all workers all sockets."""
-    addresses = {listening.getsockname() for listening in sockets}
-    if len(addresses) == 1 and len(sockets) >= count:
-        return [_Worker(number, list(sockets[number::count])) for number in range(count)]
-    return [_Worker(number, list(sockets)) for number in range(count)]
+        return LogFile(path, max_bytes=config.access_log_bytes)
+    except OSError as error:
+        raise LogError(f"cannot write the access log {path}: {error.strerror}") from error
 
 
 def _raise_file_limit() -> None:
     """Two files per visitor: take what the hard limit allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _start(
-    worker: _Worker, workers: Sequence[_Worker], config: ProxyConfig, mask: set[int | signal.Signals]
-) -> None:
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        # A copy left open would keep another worker's listener alive after it stopped listening.
-        for other in {listening for place in workers for listening in place.sockets} - set(worker.sockets):
-            other.close()
-        _be_worker(worker, config, parent, mask)
-    worker.pid = pid
-    worker.started = time.monotonic()
-    logger.info("worker %d is process %d", worker.number, pid)
-
-
-def _be_worker(
-    worker: _Worker, config: ProxyConfig, parent: int, mask: set[int | signal.Signals]
-) -> NoReturn:
-    """The life of a worker process; never returns into the parent's code."""
-    code = 1
-    try:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == parent:  # else it died before it could be watched
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent decides
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_work(config, worker.sockets, mask))
-        code = 0
-    except BaseException:
-        logger.exception("worker %d failed", worker.number)
-    finally:
-        logging.shutdown()
-        os._exit(code)
-
-
-async def _work(
-    config: ProxyConfig, sockets: Sequence[socket.socket], mask: set[int | signal.Signals]
-) -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a SIGTERM that came meanwhile is delivered now
-    await serve(config, sockets, None, stop)
-
-
-def _watch(workers: Sequence[_Worker], config: ProxyConfig, mask: set[int | signal.Signals]) -> None:
-    """Replace workers that die, until a signal says to stop; then see them all out."""
-    while True:
-        now = time.monotonic()
-        for worker in workers:
-            if worker.pid is None and worker.due <= now:
-                _start(worker, workers, config, mask)
-        waiting = [worker.due - now for worker in workers if worker.pid is None]
-        received = signal.sigtimedwait(_SIGNALS, max(0.0, min(waiting, default=3600.0)))
-        if received is not None and received.si_signo != signal.SIGCHLD:
-            break
-        for worker, status in _reap(workers):
-            lived = time.monotonic() - worker.started
-            worker.pause = FIRST_PAUSE if lived > HEALTHY else worker.pause
-            logger.error(
-                "worker %d ended with %d after %.1f s: a new one in %.1f s",
-                worker.number, status, lived, worker.pause,
-            )  # fmt: skip
-            worker.due = time.monotonic() + worker.pause
-            worker.pause = min(worker.pause * 2, LONGEST_PAUSE)
-    _stop(workers, config)
-
-
-def _stop(workers: Sequence[_Worker], config: ProxyConfig) -> None:
-    logger.info("draining: at most %.0f s", config.timeouts.drain)
-    for worker in workers:
-        for listening in worker.sockets:
-            listening.close()  # with ours gone, a worker's close is the listener's end
-        if worker.pid is not None:
-            os.kill(worker.pid, signal.SIGTERM)
-    deadline = time.monotonic() + config.timeouts.drain + GRACE
-    while any(worker.pid is not None for worker in workers):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        signal.sigtimedwait((signal.SIGCHLD,), left)
-        _reap(workers)
-    for worker in workers:
-        if worker.pid is not None:
-            logger.error("worker %d did not end in time: killed", worker.number)
-            os.kill(worker.pid, signal.SIGKILL)
-            os.waitpid(worker.pid, 0)
-
-
-def _reap(workers: Sequence[_Worker]) -> list[tuple[_Worker, int]]:
-    """The workers that have ended, with their exit codes; signals merge, so each is asked."""
-    ended = []
-    for worker in workers:
-        if worker.pid is not None:
-            pid, status = os.waitpid(worker.pid, os.WNOHANG)
-            if pid:
-                worker.pid = None
-                ended.append((worker, os.waitstatus_to_exitcode(status)))
-    return ended

@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import dataclasses
 import socket
+import ssl
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import uvloop
 
-from codius_proxy import routes, worker
+from codius_proxy import listeners, routes, worker
 from codius_proxy.config import Limits, ProxyConfig, Timeouts
 from codius_proxy.routes import Target
+from codius_proxy.tls import Certificates
 from tests.harness.origin import DEADLINE, Origin
 
 ZONE: Final = "host.example"
@@ -31,6 +33,7 @@ class Feed:
         self.path = path
         self.table = dict(table or {})
         self.readers = 0
+        self.silent = False  # new readers are told nothing
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
@@ -66,7 +69,8 @@ class Feed:
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.readers += 1
         self._writers.add(writer)
-        writer.write(routes.render_snapshot(self.table))
+        if not self.silent:
+            writer.write(routes.render_snapshot(self.table))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,11 +157,11 @@ class Front:
     the test's own loop does, clients and origins are strangers to it.
     """
 
-    def __init__(self, config: ProxyConfig, feed: Feed, api: Origin, sock: socket.socket) -> None:
+    def __init__(self, config: ProxyConfig, feed: Feed, api: Origin, equipment: worker.Equipment) -> None:
         self.config = config
         self.feed = feed
         self.api = api
-        self._sock = sock
+        self._equipment = equipment
         self._served: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -176,7 +180,7 @@ class Front:
             self._loop = asyncio.get_running_loop()
             self._stop = asyncio.Event()
             ready = asyncio.Event()
-            serving = asyncio.create_task(worker.serve(self.config, self._sock, ready, self._stop))
+            serving = asyncio.create_task(worker.serve(self.config, self._equipment, ready, self._stop))
             await ready.wait()
             loop.call_soon_threadsafe(up.set)
             await serving
@@ -213,8 +217,13 @@ class Front:
         async with asyncio.timeout(DEADLINE):
             await asyncio.shield(self._served)
 
-    async def client(self) -> Raw:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+    async def client(
+        self, *, port: int | None = None, tls: ssl.SSLContext | None = None, server_name: str | None = None
+    ) -> Raw:
+        """A new connection, to the main port unless told otherwise."""
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port or self.port, ssl=tls, server_hostname=(server_name or ZONE) if tls else None
+        )
         client = Raw(reader, writer)
         self._clients.append(client)
         return client
@@ -248,18 +257,22 @@ async def front(
     scheme: str = "http",
     snapshot: bool = True,
     api: bool = True,
+    redirect: bool = False,
+    recorder: socket.socket | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Front]:
-    """A proxy that knows these pods (a number is a port on 127.0.0.1), an API and a feed."""
+    """A proxy that knows these pods (a number is a port on 127.0.0.1), an API and a feed.
+
+    `redirect` opens the port that leads to https; `settings` are more of ProxyConfig's.
+    """
     targets = {
         pod_hash: Target("127.0.0.1", found) if isinstance(found, int) else found
         for pod_hash, found in (table or {}).items()
     }
     # Not tmp_path: a Unix socket's path may have 107 bytes only.
     with tempfile.TemporaryDirectory(prefix="front-") as directory:
-        sock = socket.socket()
-        sock.bind(("127.0.0.1", 0))
-        sock.listen(128)
-        sock.setblocking(False)
+        [sock] = listeners.bind("127.0.0.1", 0, 1)
+        others = listeners.bind("127.0.0.1", 0, 1) if redirect else []
         config = ProxyConfig(
             zone=ZONE,
             listen_address="127.0.0.1",
@@ -267,22 +280,23 @@ async def front(
             api_socket=Path(directory, "api.sock"),
             feed_socket=Path(directory, "feed.sock"),
             scheme=scheme,
-            timeouts=timeouts or Timeouts(),
+            redirect_port=others[0].getsockname()[1] if others else None,
+            timeouts=dataclasses.replace(timeouts or Timeouts(), routes=DEADLINE if snapshot else 0.0),
             limits=limits or Limits(),
+            **settings,
         )
+        certificates = Certificates(config.certificates) if config.certificates is not None else None
+        context = certificates.context if certificates is not None else None
+        equipment = worker.Equipment((sock,), others, context, recorder)
         feed = Feed(config.feed_socket, targets)
         if snapshot:
             await feed.start()
         served = Origin(answer=b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\napi")
         if api:
             await served.start(config.api_socket)
-        running = Front(config, feed, served, sock)
+        running = Front(config, feed, served, equipment)
         try:
             await running.start()
-            if snapshot:
-                async with asyncio.timeout(DEADLINE):
-                    while (await running.get(name("z" * 52))).status == 503:
-                        pass
             yield running
         finally:
             await running.aclose()

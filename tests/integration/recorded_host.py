@@ -152,7 +152,9 @@ async def _start_front_door(api_socket: Path, feed_socket: Path, stack: AsyncExi
         public_port=PUBLIC_PORT,
     )
     ready, stop = asyncio.Event(), asyncio.Event()
-    serving = asyncio.create_task(worker.serve(config, listening, ready, stop), name="front door")
+    serving = asyncio.create_task(
+        worker.serve(config, worker.Equipment((listening,)), ready, stop), name="front door"
+    )
 
     async def end() -> None:
         stop.set()

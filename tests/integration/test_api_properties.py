@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import quote_from_bytes
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.engine_double import serve_api
@@ -173,6 +173,7 @@ HEADERS: Final = st.lists(
 
 
 @OWN
+@example(asked=(b"GET", b"/%0A"), headers=[(b"Expect", b"x")], body=b"")
 @given(asked=ASKED, headers=HEADERS, body=BODIES)
 def test_any_request_gets_a_proper_answer(
     server: Server,

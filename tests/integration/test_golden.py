@@ -76,12 +76,13 @@ def is_quote(_: Answer, ours: Answer) -> bool:
 def is_echo(theirs: Answer, ours: Answer) -> bool:
     """The pod got the same request, but for what a proxy has to add and what concerns one connection only."""
     got, recorded = ours.document, theirs.document
+    expected = {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "via"}
     kept = [
         pair
         for pair in got["headers"]
-        if not pair[0].startswith("x-forwarded-") and pair[0] not in {"host", "connection", "content-length"}
+        if pair[0] not in expected and pair[0] not in {"host", "connection", "content-length"}
     ]
-    added = {name for name, _ in got["headers"] if name.startswith("x-forwarded-")}
+    added = {name for name, _ in got["headers"]} & expected
     wanted = [
         pair
         for pair in recorded["headers"]
@@ -91,7 +92,7 @@ def is_echo(theirs: Answer, ours: Answer) -> bool:
     return (
         same
         and sorted(kept) == sorted(wanted)
-        and added == {"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"}
+        and added == expected
         and "9.9.9.9" not in json.dumps(got["headers"])
     )
 
@@ -107,7 +108,8 @@ NO_PAGE: Final = "unknown paths are 404; the original answered every GET with it
 OWN_NAMES: Final = "only names of this host are served; the original took any domain"
 COMPLETE: Final = "refusals are complete answers, for WebSocket as well"
 FORWARDED: Final = (
-    "pods learn who asked by X-Forwarded-*, which visitors cannot invent; connections are kept alive"
+    "pods learn who asked by X-Forwarded-* and Forwarded, which visitors cannot invent; connections are kept"
+    " alive, and Via says that we were there"
 )
 PLAIN_LOGS: Final = "container names without prefix, whole frames, no ping lines, no side container"
 
@@ -142,6 +144,12 @@ DIFFERENCES: Final = [
         "basic: GET /..%2f",
         "basic: GET /peers/discover",
         says="there is no GET",
+    ),
+    *differ(
+        501,
+        "TRACE is no method of this host: it shows scripts what only a browser should know",
+        "basic: TRACE /",
+        says="TRACE is not served",
     ),
     *differ(
         204,
@@ -485,7 +493,9 @@ def compare_json(theirs: Any, ours: Any) -> str | None:
     """Errors agree by status and name, and ours says more; everything else by field and value."""
     if isinstance(theirs, dict) and "statusCode" in theirs:
         same = isinstance(ours, dict) and all(ours.get(key) == theirs[key] for key in ("statusCode", "error"))
-        complete = same and ours["message"] and set(ours) <= {"statusCode", "error", "message", "hint"}
+        complete = (
+            same and ours["message"] and set(ours) <= {"statusCode", "error", "message", "hint", "requestId"}
+        )
         return None if complete else f"{ours}"
     if not isinstance(theirs, dict) or not isinstance(ours, dict):
         return None if ours == theirs else f"{ours}"

@@ -4,137 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from codius_proxy.config import ProxyConfig
+from codius_proxy.config import AddressError, ProxyConfig, Timeouts
+from codius_proxy.listeners import Listeners, bind, inherited, open_all, refuse_new
 from codius_proxy.routes import Target
-from codius_proxy.server import bind, inherited
+from tests.harness.certificates import Authority
 from tests.harness.front import POD, ZONE, Feed, Raw, name
-from tests.harness.origin import ANSWER, DEADLINE, Line, Origin, closed_port, origin
-
-# What `codiusd proxy` does, with a mark where privileges would be dropped.
-PROGRAM = """
-import json, logging, os, sys
-from pathlib import Path
-from codius_proxy.config import ProxyConfig, Timeouts
-from codius_proxy.server import run
-logging.basicConfig(level="INFO")
-given = json.loads(sys.argv[1])
-def drop():
-    Path(given["mark"]).write_text(str(os.getpid()))
-if given["listen_fd"]:
-    os.dup2(given["listen_fd"], 3)
-    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-run(ProxyConfig(zone=given["zone"], listen_address=given["address"], port=given["port"],
-    api_socket=Path(given["api"]), feed_socket=Path(given["feed"]), workers=2,
-    timeouts=Timeouts(drain=given["drain"])),
-    drop_privileges=drop, on_ready=lambda: print("ready", flush=True))
-"""
-
-
-@dataclass(slots=True)
-class Running:
-    """A proxy of two workers, and what it was given."""
-
-    process: asyncio.subprocess.Process
-    address: str
-    port: int
-    mark: Path
-    log: Path
-    clients: list[Raw] = field(default_factory=list)
-
-    async def client(self) -> Raw:
-        client = Raw(*await asyncio.open_connection(self.address, self.port))
-        self.clients.append(client)
-        return client
-
-    async def get(self, host: str) -> bytes:
-        client = await self.client()
-        try:
-            return (await client.get(host)).body
-        finally:
-            await client.aclose()
-
-    def workers(self) -> list[int]:
-        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in text.split()]
-
-    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-        return await self.ended()
-
-    async def ended(self) -> int:
-        async with asyncio.timeout(DEADLINE):
-            return await self.process.wait()
-
-
-@contextlib.asynccontextmanager
-async def running(
-    pod: Origin, *, address: str = "127.0.0.1", listen_fd: int = 0, drain: float = 5.0
-) -> AsyncIterator[Running]:
-    with tempfile.TemporaryDirectory(prefix="front-") as directory:
-        place = Path(directory)
-        feed = await Feed(place / "feed", {POD: Target("127.0.0.1", pod.port)}).start()
-        api = await Origin(answer=ANSWER.replace(b"hello", b"api  ")).start(place / "api")
-        port = closed_port()
-        given = {
-            "zone": ZONE,
-            "address": address,
-            "port": port,
-            "api": str(place / "api"),
-            "feed": str(place / "feed"),
-            "mark": str(place / "mark"),
-            "listen_fd": listen_fd,
-            "drain": drain,
-        }
-        with (place / "log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", PROGRAM, json.dumps(given),
-                stdout=asyncio.subprocess.PIPE, stderr=log, pass_fds=(listen_fd,) if listen_fd else (),
-            )  # fmt: skip
-        found = Running(process, address, port, place / "mark", place / "log")
-        try:
-            assert process.stdout is not None
-            async with asyncio.timeout(DEADLINE):
-                assert await process.stdout.readline() == b"ready\n", (place / "log").read_text()
-            yield found
-        finally:
-            await found.end(signal.SIGKILL)
-            for client in found.clients:
-                await client.aclose()
-            await api.aclose()
-            await feed.aclose()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether it still runs: an ended one that nobody collected yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+from tests.harness.origin import ANSWER, DEADLINE, Line, closed_port, origin
+from tests.harness.processes import alive, running, until
 
 
 async def test_two_workers_serve_pods_and_the_api_and_privileges_were_dropped_first() -> None:
     async with origin() as pod, running(pod) as proxy:
         assert proxy.mark.read_text() == str(proxy.process.pid)
-        assert len(proxy.workers()) == 2
+        assert len(proxy.children()) == 2
         async with asyncio.timeout(DEADLINE):
             while await proxy.get(name()) != b"hello":  # a worker may not have its snapshot yet
                 pass
@@ -182,7 +74,7 @@ async def test_a_stop_signal_lets_a_begun_request_finish_and_nothing_new_in() ->
 
 
 async def test_what_does_not_finish_in_time_does_not_hold_up_the_stop() -> None:
-    async with origin() as pod, running(pod, drain=0.2) as proxy:
+    async with origin() as pod, running(pod, timeouts=Timeouts(drain=0.2)) as proxy:
         client = await proxy.client()
         await client.send(f"POST / HTTP/1.1\r\nHost: {ZONE}\r\nContent-Length: 5\r\n\r\n".encode())
         assert await proxy.end() == 0
@@ -191,24 +83,24 @@ async def test_what_does_not_finish_in_time_does_not_hold_up_the_stop() -> None:
 
 async def test_a_worker_that_dies_is_replaced() -> None:
     async with origin() as pod, running(pod) as proxy:
-        before = proxy.workers()
+        before = proxy.children()
         os.kill(before[0], signal.SIGKILL)
-        await until(lambda: len(set(proxy.workers()) - set(before)) == 1)
-        assert before[1] in proxy.workers()
+        await until(lambda: len(set(proxy.children()) - set(before)) == 1)
+        assert before[1] in proxy.children()
         for _ in range(8):  # whichever worker gets it
             assert await proxy.get(ZONE) == b"api  "
 
 
 async def test_workers_end_with_their_parent() -> None:
-    async with origin() as pod, running(pod, drain=0.2) as proxy:
-        workers = proxy.workers()
+    async with origin() as pod, running(pod, timeouts=Timeouts(drain=0.2)) as proxy:
+        workers = proxy.children()
         await proxy.end(signal.SIGKILL)
         await until(lambda: not any(map(alive, workers)))
 
 
 async def test_ctrl_c_stops_it_as_well() -> None:
     async with origin() as pod, running(pod) as proxy:
-        for pid in [proxy.process.pid, *proxy.workers()]:
+        for pid in [proxy.process.pid, *proxy.children()]:
             os.kill(pid, signal.SIGINT)
         assert await proxy.ended() == 0
         assert "Traceback" not in proxy.log.read_text()
@@ -225,20 +117,21 @@ async def test_sockets_that_systemd_opened_are_used() -> None:
                 assert await proxy.get(ZONE) == b"api  "
 
 
-def config(address: str, port: int, workers: int = 2) -> ProxyConfig:
+def config(port: int, *, workers: int = 2, redirect_port: int | None = None) -> ProxyConfig:
     return ProxyConfig(
         zone=ZONE,
-        listen_address=address,
+        listen_address="127.0.0.1",
         port=port,
         api_socket=Path("/nowhere"),
         feed_socket=Path("/nowhere"),
         workers=workers,
+        redirect_port=redirect_port,
     )
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_workers_share_one_port(address: str) -> None:
-    sockets = bind(config(address, 0))
+    sockets = bind(address, 0, 2)
     try:
         assert len({found.getsockname()[1] for found in sockets}) == 1
         assert all(found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for found in sockets)
@@ -247,13 +140,120 @@ def test_workers_share_one_port(address: str) -> None:
             found.close()
 
 
-def test_an_address_that_is_taken_is_named() -> None:
+async def test_the_command_serves_https_as_the_operators_settings_say() -> None:
+    authority = Authority()
+    port, redirect, metrics = closed_port(), closed_port(), closed_port()
+    async with origin() as pod:
+        # Not tmp_path: run as root, the front door becomes somebody who may not look into it.
+        with tempfile.TemporaryDirectory(prefix="front-") as directory:
+            place = Path(directory)
+            place.chmod(0o755)
+            authority.issue(place / "certificates" / "host", ZONE, f"*.{ZONE}")
+            (place / "log").mkdir()
+            (place / "log").chmod(0o777)
+            feed = await Feed(place / "feed.sock", {POD: Target("127.0.0.1", pod.port)}).start()
+            (place / "feed.sock").chmod(0o777)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "codius_node", "proxy",
+                env={
+                    **os.environ,
+                    "CODIUS_PUBLIC_URI": f"https://{ZONE}:{port}",
+                    "CODIUS_PORT": str(port),
+                    "CODIUS_RUN": directory,
+                    "CODIUS_TLS_CERTIFICATES": str(place / "certificates"),
+                    "CODIUS_REDIRECT_PORT": str(redirect),
+                    "CODIUS_HSTS": "60",
+                    "CODIUS_ACCESS_LOG": str(place / "log" / "access.log"),
+                    "CODIUS_METRICS": f"127.0.0.1:{metrics}",
+                },
+            )  # fmt: skip
+            try:
+                async with asyncio.timeout(DEADLINE):
+                    while not (place / "log" / "access.log").exists():
+                        await asyncio.sleep(0.02)
+                    reader, writer = await asyncio.open_connection(
+                        "127.0.0.1", port, ssl=authority.trust(), server_hostname=name()
+                    )
+                    answer = await Raw(reader, writer).get(name())
+                    assert answer.body == b"hello"
+                    assert answer.one("strict-transport-security") == "max-age=60"
+                    writer.close()
+                    await writer.wait_closed()
+                    plain = Raw(*await asyncio.open_connection("127.0.0.1", redirect))
+                    assert (await plain.get(name(), "/x")).one("location") == f"https://{name()}:{port}/x"
+                    await plain.aclose()
+                    scraper = Raw(*await asyncio.open_connection("127.0.0.1", metrics))
+                    assert b"codius_proxy_requests_total" in (await scraper.get("metrics", "/metrics")).body
+                    await scraper.aclose()
+                process.terminate()
+                async with asyncio.timeout(2 * DEADLINE):
+                    assert await process.wait() == 0
+                assert len((place / "log" / "access.log").read_text().splitlines()) == 2
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+                await feed.aclose()
+
+
+NAMES = """
+import fcntl, os, sys
+from codius_proxy.listeners import inherited
+given = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:]]
+for number, copy in enumerate(given, 3):
+    os.dup2(copy, number)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="https:redirect")
+found = inherited()
+print([s.getsockname()[1] for s in found.main], [s.getsockname()[1] for s in found.redirect])
+"""
+
+
+def test_sockets_from_systemd_are_known_by_their_names() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("127.0.0.1", 0)) as https:
+        given = (https.fileno(), http.fileno())
+        done = subprocess.run(
+            [sys.executable, "-c", NAMES, *map(str, given)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=DEADLINE,
+            pass_fds=given,
+        )
+        assert done.stdout == f"[{https.getsockname()[1]}] [{http.getsockname()[1]}]\n"
+
+
+def state_of(connection: socket.socket) -> int:
+    """The kernel's TCP state: 1 is ESTABLISHED, 2 is SYN_SENT."""
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_listener_that_refuses_newcomers_still_has_those_who_came_before(address: str) -> None:
+    [listening] = bind(address, 0, 1)
+    with listening, contextlib.ExitStack() as stack:
+        before, after = (stack.enter_context(socket.socket(listening.family)) for _ in range(2))
+        before.connect(listening.getsockname())
+        refuse_new([listening])
+        after.setblocking(False)
+        after.connect_ex(listening.getsockname())
+        assert (state_of(before), state_of(after)) == (1, 2)
+        accepted, _ = listening.accept()
+        with accepted:
+            before.sendall(b"hello")
+            assert accepted.recv(5) == b"hello"
+            before.close()
+            assert accepted.recv(5) == b""  # its FIN passes as well
+
+
+@pytest.mark.parametrize("which", ["port", "redirect_port"])
+def test_an_address_that_is_taken_is_named(which: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1 port {port}"):
-            bind(config("127.0.0.1", port))
+        given = config(port) if which == "port" else config(0, redirect_port=port)
+        with pytest.raises(AddressError, match=rf"cannot listen on 127\.0\.0\.1 port {port}"):
+            open_all(given)
 
 
 @pytest.mark.parametrize(
@@ -264,4 +264,4 @@ def test_sockets_meant_for_somebody_else_are_left_alone(
 ) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()) if pid == "self" else pid)
     monkeypatch.setenv("LISTEN_FDS", count)
-    assert inherited() == []
+    assert inherited() == Listeners(())

@@ -81,7 +81,8 @@ def check_error(answer: Answer, status: int) -> str:
     assert answer.status == status, answer
     assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
     document = answer.document
-    assert set(document) in ({"statusCode", "error", "message"}, {"statusCode", "error", "message", "hint"})
+    recorded = {"statusCode", "error", "message"}
+    assert recorded <= set(document) <= recorded | {"hint", "requestId"}
     assert document["statusCode"] == status
     return str(document["message"])
 

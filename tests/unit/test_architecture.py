@@ -16,7 +16,7 @@ PACKAGES = {
 DOORS = {
     "aiosqlite": {"codius_node.database"},
     "sqlite3": {"codius_node.database"},
-    "cryptography": {"codius_node.cipher"},
+    "cryptography": {"codius_node.cipher", "codius_proxy.tls"},
     "dnslib": {"codius_dns.wire"},
     "nftables": {"codius_netpolicy.nft"},
     "pyroute2": {"codius_netpolicy.kernel"},

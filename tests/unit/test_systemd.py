@@ -84,6 +84,12 @@ def test_each_part_that_faces_the_internet_has_a_user_of_its_own_and_it_is_made(
     assert privileges.UNPRIVILEGED_USERS[0] in made
 
 
+def test_the_front_door_is_renewed_in_place_and_has_a_directory_for_its_log() -> None:
+    unit = read("codius-proxy.service")
+    assert unit["Service.ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+    assert unit["Service.LogsDirectory"] == ["codius"]
+
+
 def test_the_front_door_is_in_the_group_of_the_sockets() -> None:
     [group] = read("codius-proxy.service")["Service.SupplementaryGroups"]
     assert group == daemon.SOCKET_GROUP

@@ -72,7 +72,14 @@ ACCEPTED = [
     ("CODIUS_POD_RECEIVE_MBIT", "1000", "pod_receive_mbit", 1000),
     ("CODIUS_PORT", " 80 ", "port", 80),
     ("CODIUS_PORT", "", "port", 3000),
-]
+    ("CODIUS_TLS_CERTIFICATES", "/etc/letsencrypt/live", "tls_certificates", Path("/etc/letsencrypt/live")),
+    ("CODIUS_TRUSTED_PROXIES", "10.0.0.1, 2001:db8::/32", "trusted_proxies", (
+        IPv4Network("10.0.0.1/32"), IPv6Network("2001:db8::/32"),
+    )),
+    ("CODIUS_METRICS", "127.0.0.1:9100", "metrics", ("127.0.0.1", 9100)),
+    ("CODIUS_METRICS", "[::1]:9100", "metrics", ("::1", 9100)),
+    ("CODIUS_ACCESS_LOG", "/var/log/codius/access.log", "access_log", Path("/var/log/codius/access.log")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "value", "attribute", "expected"), ACCEPTED)
@@ -124,6 +131,19 @@ REFUSED = [
     ("CODIUS_POD_NEW_CONNECTIONS", "100001"),
     ("CODIUS_POD_SEND_MBIT", "1.5"),
     ("CODIUS_POD_RECEIVE_MBIT", "100001"),
+    ("CODIUS_TLS_CERTIFICATES", "certificates"),
+    ("CODIUS_HSTS", "-1"),
+    ("CODIUS_HSTS", "999999999"),
+    ("CODIUS_TRUSTED_PROXIES", "10.0.0.1/8"),
+    ("CODIUS_TRUSTED_PROXIES", "balancer.example"),
+    ("CODIUS_CONTACT", "two\nlines"),
+    ("CODIUS_CONTACT", "x" * 201),
+    ("CODIUS_ACCESS_LOG_SIZE", "0"),
+    ("CODIUS_METRICS", "9100"),
+    ("CODIUS_METRICS", "localhost:9100"),
+    ("CODIUS_METRICS", "::1:9100"),
+    ("CODIUS_METRICS", "[::1:9100"),
+    ("CODIUS_METRICS", "127.0.0.1:0"),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -31,6 +32,51 @@ def test_a_program_gets_json_with_the_recorded_names() -> None:
         b"\r\n\r\n"
     )[2]
     assert json.loads(body) == {"statusCode": 404, "error": "Not Found", "message": "What.", "hint": "Do."}
+
+
+def test_whoever_reports_a_problem_can_say_which_request_it_was_and_to_whom() -> None:
+    for html in (False, True):
+        head, _, body = render(
+            Refusal(404, "What.", "Do."),
+            html=html,
+            head_only=False,
+            close=False,
+            request_id="c0ffee-1f",
+            contact="Ada <ada@host.example>",
+        ).partition(b"\r\n\r\n")
+        assert b"X-Request-Id: c0ffee-1f" in head
+        if html:
+            assert b"<code>c0ffee-1f</code>" in body
+            assert b"Ada &lt;ada@host.example&gt;" in body
+        else:
+            document = json.loads(body)
+            assert (document["requestId"], document["contact"]) == ("c0ffee-1f", "Ada <ada@host.example>")
+
+
+def test_a_page_about_what_will_be_over_soon_asks_again_by_itself() -> None:
+    for passing in (False, True):
+        page = render(Refusal(503, "What.", "Do.", passing=passing), html=True, head_only=False, close=False)
+        assert (b'http-equiv="refresh"' in page) is passing
+
+
+def test_a_redirect_says_where_to() -> None:
+    head = render(
+        Refusal(308, "What.", "Do.", location="https://host.example/"),
+        html=False,
+        head_only=True,
+        close=False,
+        fields=b"X-Ours: 1",
+    )
+    assert b"\r\nLocation: https://host.example/\r\n" in head
+    assert head.endswith(b"\r\nX-Ours: 1\r\n\r\n")
+
+
+@pytest.mark.parametrize("status", sorted(REASONS))
+def test_no_page_sets_a_cookie_and_every_one_has_a_word_for_the_metrics(status: int) -> None:
+    refusal = Refusal(status, "What.", "Do.")
+    page = render(refusal, html=True, head_only=False, close=False, request_id="1", contact="x")
+    assert b"cookie" not in page.lower()
+    assert re.fullmatch("[a-z_]+", refusal.label)
 
 
 def test_a_page_shows_a_strangers_text_as_text_and_needs_nothing_from_elsewhere() -> None:

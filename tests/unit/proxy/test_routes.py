@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_proxy import routes
-from codius_proxy.routes import Add, FeedError, Remove, RouteTable, Snapshot, Target, parse
+from codius_proxy.routes import Add, FeedError, Remove, Route, RouteTable, Snapshot, Target, parse
 
 A, B = "a" * 52, "b" * 52
 ONE, TWO = Target("10.88.0.2", 8080), Target("fd00::2", 80)
@@ -97,10 +97,10 @@ def test_the_table_follows_the_messages() -> None:
     table = RouteTable()
     assert (table.known, len(table)) == (False, 0)
     assert table.apply(Snapshot({A: ONE})) == frozenset()
-    assert table.find(A) == ONE
+    assert table.find(A) == Route(A, ONE)
     assert table.apply(Add(B, TWO)) == frozenset()
     assert table.apply(Add(B, TWO)) == frozenset()
-    assert (table.find(B), len(table)) == (TWO, 2)
+    assert (table.find(B), len(table)) == (Route(B, TWO), 2)
     assert table.apply(Remove(A)) == {ONE}
     assert table.apply(Remove(A)) == frozenset()
     assert table.find(A) is None

@@ -1,0 +1,144 @@
+"""What the front door counts, summed over its workers, in Prometheus's text format."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from codius_proxy.access_log import MICRO, Record
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+_BOUNDS: Final = [int(bound * MICRO) for bound in BUCKETS]
+MAX_PODS: Final = 2048  # pods with series of their own; those without a request for longest become `other`
+OTHER: Final = "other"
+SWITCHING: Final = 101  # a tunnel's length says nothing of how quick anybody is
+
+_PREFIX: Final = "codius_proxy_"
+
+
+@dataclass(slots=True)
+class _Traffic:
+    """The requests to one pod."""
+
+    last: int = 0  # when one ended, microseconds since the epoch
+    received: int = 0
+    sent: int = 0
+    by_status: dict[int, int] = field(default_factory=dict)
+
+    def add(self, other: _Traffic) -> None:
+        self.last = max(self.last, other.last)
+        self.received += other.received
+        self.sent += other.sent
+        for status, count in other.by_status.items():
+            self.by_status[status] = self.by_status.get(status, 0) + count
+
+
+class Metrics:
+    """All counters. They only grow: what a pod or a worker that ended has counted stays in the sums."""
+
+    def __init__(self) -> None:
+        self._traffic: dict[str, _Traffic] = {}
+        self._refusals: dict[str, int] = {}
+        self._turned_away: dict[str, int] = {}
+        self._buckets = [0] * (len(BUCKETS) + 1)
+        self._duration = 0  # microseconds
+        self._accepted = 0
+        self._lost = 0
+
+    def count(self, records: Iterable[Record]) -> None:
+        """Finished requests."""
+        buckets, all_traffic, refusals = self._buckets, self._traffic, self._refusals
+        for ended, took, _, _, _, _, _, pod, status, received, sent, _, refusal, _ in records:
+            traffic = all_traffic.get(pod)
+            if traffic is None:
+                traffic = self._add_pod(pod)
+            traffic.last = ended
+            traffic.received += received
+            traffic.sent += sent
+            by_status = traffic.by_status
+            by_status[status] = by_status.get(status, 0) + 1
+            if refusal:
+                refusals[refusal] = refusals.get(refusal, 0) + 1
+            if status != SWITCHING:
+                buckets[bisect_left(_BOUNDS, took)] += 1
+                self._duration += took
+
+    def count_accepted(self, connections: int) -> None:
+        self._accepted += connections
+
+    def count_turned_away(self, by_reason: Mapping[str, int]) -> None:
+        """Connections that were ended without an answer."""
+        for reason, count in by_reason.items():
+            self._turned_away[reason] = self._turned_away.get(reason, 0) + count
+
+    def count_lost(self, records: int) -> None:
+        """Records that are in none of the other counters, nor in the access log."""
+        self._lost += records
+
+    def render(self, connections: Mapping[int, int]) -> str:
+        """The exposition; `connections` are those open now, by process id of the worker."""
+        return "".join(self._lines(connections))
+
+    def _add_pod(self, pod: str) -> _Traffic:
+        if len(self._traffic) >= MAX_PODS and pod != OTHER:
+            oldest = min(
+                (name for name in self._traffic if name != OTHER), key=lambda n: self._traffic[n].last
+            )
+            self._traffic.setdefault(OTHER, _Traffic()).add(self._traffic.pop(oldest))
+        traffic = self._traffic[pod] = _Traffic()
+        return traffic
+
+    def _lines(self, connections: Mapping[int, int]) -> Iterator[str]:
+        yield from _family("requests_total", "counter", "Finished requests by pod and status code.", (
+            ((("pod", pod), ("code", str(status))), count)
+            for pod, traffic in self._traffic.items()
+            for status, count in traffic.by_status.items()
+        ))  # fmt: skip
+        yield from _family(
+            "received_bytes_total", "counter", "Bytes of requests' bodies by pod.",
+            (((("pod", pod),), traffic.received) for pod, traffic in self._traffic.items()),
+        )  # fmt: skip
+        yield from _family(
+            "sent_bytes_total", "counter", "Bytes of answers by pod, with their heads.",
+            (((("pod", pod),), traffic.sent) for pod, traffic in self._traffic.items()),
+        )  # fmt: skip
+        yield from _family(
+            "refusals_total", "counter", "Requests the front door answered itself, by reason.",
+            (((("reason", reason),), count) for reason, count in self._refusals.items()),
+        )  # fmt: skip
+        yield from _family(
+            "turned_away_connections_total", "counter", "Connections ended without an answer, by reason.",
+            (((("reason", reason),), count) for reason, count in self._turned_away.items()),
+        )  # fmt: skip
+        name = f"{_PREFIX}request_duration_seconds"
+        yield f"# HELP {name} Time from a request's head to the end of its answer, tunnels left out.\n"
+        yield f"# TYPE {name} histogram\n"
+        total = 0
+        for bound, count in zip((*map(str, BUCKETS), "+Inf"), self._buckets, strict=True):
+            total += count
+            yield f'{name}_bucket{{le="{bound}"}} {total}\n'
+        yield f"{name}_sum {self._duration / MICRO:.6f}\n{name}_count {total}\n"
+        yield from _family(
+            "connections", "gauge", "Open connections of visitors by worker.",
+            (((("worker", str(pid)),), count) for pid, count in connections.items()),
+        )  # fmt: skip
+        yield from _family(
+            "accepted_connections_total", "counter", "Connections of visitors ever accepted.",
+            [((), self._accepted)],
+        )  # fmt: skip
+        yield from _family(
+            "lost_records_total", "counter", "Requests left out of log and counters: too many at once.",
+            [((), self._lost)],
+        )  # fmt: skip
+
+
+def _family(
+    name: str, kind: str, text: str, samples: Iterable[tuple[tuple[tuple[str, str], ...], int]]
+) -> Iterator[str]:
+    yield f"# HELP {_PREFIX}{name} {text}\n# TYPE {_PREFIX}{name} {kind}\n"
+    for labels, value in samples:
+        shown = ",".join(f'{label}="{found}"' for label, found in labels)
+        yield f"{_PREFIX}{name}{{{shown}}} {value}\n" if shown else f"{_PREFIX}{name} {value}\n"

@@ -1,0 +1,304 @@
+"""A request's head: a visitor's bytes in, what may go to a pod out."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from codius_proxy.fields import (
+    ACCEPT,
+    BARE_LF,
+    CLAIM,
+    CONNECTION,
+    CONNECTION_OPTIONS,
+    EXPECT,
+    FORBIDDEN,
+    HOST,
+    LENGTH,
+    MAX_FORWARDS,
+    MAX_LENGTH_DIGITS,
+    PROTECTED,
+    REQUEST_NAMES,
+    TOKEN,
+    TRANSFER,
+    UPGRADE,
+    Field,
+    HttpError,
+    check_transfer_encoding,
+    may_tunnel,
+    parse_length,
+    shown,
+    split_block,
+    tokens,
+    why_no_name,
+    without,
+)
+from codius_proxy.memo import Memo
+
+MAX_HEAD: Final = 32 * 1024  # bytes of a request head; browsers stay below 16 KiB
+MAX_TARGET: Final = 16 * 1024  # bytes of a request target: longer ones get 414
+MAX_METHOD: Final = 32  # bytes; the longest registered one has 17
+_VIA: Final = b"\r\nVia: 1.1 codius\r\n"  # a gateway MUST say that it was there, RFC 9110 section 7.6.3
+
+# No fragment in a target, no octet outside ASCII: what one parser escapes another may not.
+_REQUEST_LINE: Final = re.compile(
+    rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]++) HTTP/([0-9])\.([0-9])(?=\r\n|\Z)"
+)
+_ABSOLUTE: Final = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?+://([^/?]*+)(.*+)")
+_TOKEN_BYTES: Final = frozenset(
+    b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+)
+MEMO_BLOCKS: Final = 1024  # header blocks remembered: a program sends the same one with each request
+MEMO_BLOCK_LENGTH: Final = 1024  # bytes; longer ones are read line by line each time
+
+
+class Framing(NamedTuple):
+    """What the header lines of a request say, whatever its first line is: a function of their bytes."""
+
+    fields: bytes  # for the pod: Host, what is end-to-end as it came, and the body's framing
+    host: bytes
+    length: int | None
+    chunked: bool
+    close: bool
+    upgrade: bytes | None  # offered, and one that may pass
+    expect: bool
+    html: bool
+    claims: tuple[Field, ...]
+    max_forwards: int | None
+
+
+# NamedTuples, not dataclasses: one of each is made per request, and a frozen dataclass costs 3x as much.
+class RequestHead(NamedTuple):
+    """A request as it may go to a pod: end-to-end fields only, the rest decided."""
+
+    method: bytes
+    target: bytes
+    minor: int  # of HTTP/1.x
+    host: bytes
+    fields: bytes  # Host, what is end-to-end as it came, and the body's framing; CR LF before each line
+    length: int | None
+    chunked: bool
+    keep_alive: bool
+    upgrade: bytes | None
+    expect: bool
+    html: bool  # the visitor takes HTML: a person, most likely
+    claims: tuple[Field, ...] = ()  # Forwarded, X-Forwarded-*, X-Real-IP: nothing unless the peer is trusted
+    last_hop: bool = False  # we are to answer it, RFC 9110 section 7.6.2
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may be sent again when a kept-alive connection turns out to be dead.
+
+        RFC 9110 section 9.2.2: idempotent by its method's definition. With a body it is not, for the
+        body is gone.
+        """
+        return self.method in _IDEMPOTENT and not self.chunked and not self.length
+
+
+_IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
+
+
+def find_head_end(buffer: bytes, start: int = 0) -> int:
+    """Where a request's blank line begins, -1 while it has not arrived; HttpError as soon as it never can.
+
+    `start` is what an earlier call already looked through.
+    """
+    end = buffer.find(b"\r\n\r\n", start - 3 if start > 3 else 0)
+    if 0 <= end <= MAX_HEAD:
+        return end
+    if len(buffer) > MAX_HEAD:
+        if b"\r\n" not in buffer[: MAX_TARGET + MAX_METHOD]:
+            raise HttpError(414, f"The request target is longer than {MAX_TARGET} bytes.")
+        raise HttpError(431, f"The request head is longer than {MAX_HEAD} bytes.")
+    if buffer and buffer[0] not in _TOKEN_BYTES:
+        raise HttpError(400, "This is not an HTTP/1.1 request.")
+    if BARE_LF.search(buffer, max(0, start - 1)):
+        raise HttpError(400, "Lines of a request head end with CR LF; this one has a bare LF.")
+    return -1
+
+
+def parse_request(head: bytes) -> RequestHead:
+    """A request head without the blank line's CR LF CR LF; HttpError for anything ambiguous."""
+    match = _REQUEST_LINE.match(head)
+    if match is None:
+        raise HttpError(*_why_no_request_line(head.partition(b"\r\n")[0]))
+    method, target, major, digit = match.groups()
+    if major != b"1" or digit not in b"01":
+        raise HttpError(505, "This host speaks HTTP/1.1 and HTTP/1.0.")
+    if len(method) > MAX_METHOD:
+        raise HttpError(501, f"A method longer than {MAX_METHOD} bytes is not known here.")
+    if len(target) > MAX_TARGET:
+        raise HttpError(414, f"The request target is longer than {MAX_TARGET} bytes.")
+    block = head[match.end() :]
+    fields = remembered_blocks.get(block)
+    if fields is None:
+        fields = _parse_block(block)
+        remembered_blocks.remember(block, fields)
+    if method in _UNSERVED:
+        raise HttpError(501, _UNSERVED[method])
+    minor = 1 if digit == b"1" else 0
+    if not minor and fields.chunked:  # faulty framing, RFC 9112 section 6.1
+        raise HttpError(400, "HTTP/1.0 knows no Transfer-Encoding.")
+    if target[0] != _SLASH:
+        target = _origin_form(method, target, fields.host)
+    if fields.max_forwards is not None:
+        return _count_hop(method, target, minor, fields)
+    return _combine(method, target, minor, fields)
+
+
+def render_request(head: RequestHead, forwarding: bytes) -> bytes:
+    """The head for the pod; `forwarding` are complete lines that say who the visitor is."""
+    fields = head.fields
+    if head.expect:
+        fields += b"\r\nExpect: 100-continue"
+    if head.upgrade is not None:
+        fields += b"\r\nConnection: Upgrade\r\nUpgrade: " + head.upgrade
+    return b"%b %b HTTP/1.1%b%b%b\r\n" % (head.method, head.target, fields, _VIA, forwarding)
+
+
+def _combine(method: bytes, target: bytes, minor: int, fields: Framing) -> RequestHead:
+    return RequestHead(
+        method,
+        target,
+        minor,
+        fields.host,
+        fields.fields,
+        fields.length,
+        fields.chunked,
+        # HTTP/1.0 keep-alive would need every answer's length in advance: closing is simpler and right.
+        minor == 1 and not fields.close,
+        fields.upgrade if minor else None,
+        fields.expect and minor == 1,
+        fields.html,
+        fields.claims,
+    )
+
+
+_SLASH: Final = ord("/")
+_UNSERVED: Final = {
+    b"CONNECT": "This is no forward proxy: CONNECT is not served.",
+    b"TRACE": "TRACE is not served: it shows scripts what only a browser should know.",
+}
+remembered_blocks: Final[Memo[Framing]] = Memo(entries=MEMO_BLOCKS, length=MEMO_BLOCK_LENGTH)
+
+
+def _parse_block(block: bytes) -> Framing:
+    """The header lines of a request, CR LF before each; HttpError."""
+    kept: list[bytes] = []
+    host: bytes | None = None
+    length: int | None = None
+    chunked = expect = html = False
+    options = _NOTHING
+    upgrade: bytes | None = None
+    claims: list[Field] = []
+    hops: int | None = None
+    for line in split_block(block):
+        name, colon, value = line.partition(b":")
+        kind = REQUEST_NAMES[name]
+        if not colon:
+            raise HttpError(400, why_no_name(name))
+        if kind is None:
+            kept.append(line)
+            continue
+        value = value.strip(b" \t")
+        if kind is ACCEPT:
+            kept.append(line)
+            html = html or b"text/html" in value.lower()
+        elif kind is HOST:
+            if host is not None:
+                raise HttpError(400, "The request has more than one Host field.")
+            host = value
+        elif kind is CONNECTION:
+            options = options | tokens(value) if options else tokens(value)
+        elif kind is LENGTH:
+            if length is not None:
+                raise HttpError(400, "The request has more than one Content-Length field.")
+            length = parse_length(value)
+        elif kind is TRANSFER:
+            if chunked:
+                raise HttpError(400, "The request has more than one Transfer-Encoding field.")
+            check_transfer_encoding(value)
+            chunked = True
+        elif kind is UPGRADE:
+            upgrade = value if upgrade is None else upgrade + b", " + value
+        elif kind is EXPECT:
+            if value.lower() != b"100-continue":
+                raise HttpError(417, "Only `Expect: 100-continue` can be met.")
+            expect = True
+        elif kind is CLAIM:
+            claims.append(Field(kind, name.lower(), value))
+        elif kind is MAX_FORWARDS:
+            if hops is not None or not value.isdigit() or len(value) > MAX_LENGTH_DIGITS:
+                raise HttpError(400, f"Max-Forwards must be one number, not {shown(value)}.")
+            hops = int(value)
+        elif kind is FORBIDDEN:
+            raise HttpError(
+                400, f"The field name {name.decode()} is too close to one that frames the message."
+            )
+    if chunked and length is not None:
+        raise HttpError(400, "The request has both Content-Length and Transfer-Encoding.")
+    if host is None:
+        raise HttpError(400, "The request has no Host field.")
+    has_body = chunked or bool(length)
+    if upgrade is not None and (b"upgrade" not in options or has_body or not may_tunnel(upgrade)):
+        upgrade = None  # ignoring an offer to upgrade is always allowed, RFC 9110 section 7.8
+    if options and (named := options - CONNECTION_OPTIONS):
+        if not named.isdisjoint(PROTECTED):
+            raise HttpError(400, "The Connection field names a field that is meant for the pod.")
+        if chunked:  # the trailer, which goes on as it came, might hold them
+            raise HttpError(400, "The Connection field of a chunked request names other fields.")
+        kept = without(kept, named)
+    kept.insert(0, b"\r\nHost: " + host)
+    if chunked:
+        kept.append(b"Transfer-Encoding: chunked")
+    elif length is not None:
+        kept.append(b"Content-Length: %d" % length)
+    return Framing(
+        b"\r\n".join(kept),
+        host,
+        length,
+        chunked,
+        b"close" in options,
+        upgrade,
+        expect and has_body,
+        html,
+        tuple(claims),
+        hops,
+    )
+
+
+_NOTHING: Final[frozenset[bytes]] = frozenset()
+
+
+def _count_hop(method: bytes, target: bytes, minor: int, fields: Framing) -> RequestHead:
+    """A request that may pass so many proxies only; the field counts for OPTIONS (and TRACE) alone."""
+    left = fields.max_forwards or 0
+    counts = method == b"OPTIONS"
+    line = b"\r\nMax-Forwards: %d" % (left - 1 if counts and left else left)
+    plain = fields._replace(fields=fields.fields + line, max_forwards=None)
+    return _combine(method, target, minor, plain)._replace(last_hop=counts and not left)
+
+
+def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
+    """The target as a pod wants it, RFC 9112 sections 3.2.1 to 3.2.4."""
+    if target == b"*" and method == b"OPTIONS":
+        return target
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        raise HttpError(400, "The request target must begin with `/`.")
+    authority, rest = match.groups()
+    # Section 3.2.2 has us prefer the target. No honest client sends two names (section 3.2), and whoever
+    # looks at the other one after us would be misled: refused.
+    if authority.lower() != host.lower():
+        raise HttpError(400, "The request target and the Host field name different hosts.")
+    if not rest:
+        return b"*" if method == b"OPTIONS" else b"/"
+    return rest if rest[0] == _SLASH else b"/" + rest
+
+
+def _why_no_request_line(line: bytes) -> tuple[int, str]:
+    if len(line) > MAX_TARGET:
+        return 414, f"The request target is longer than {MAX_TARGET} bytes."
+    if b"\n" in line or b"\r" in line:
+        return 400, "Lines of a request head end with CR LF; this one has a bare CR or LF."
+    return 400, f"{shown(line)} is no request line: method, target and HTTP/1.1 with one space between."

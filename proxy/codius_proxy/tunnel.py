@@ -1,0 +1,139 @@
+"""Upgraded connections: bytes that mean nothing to us, passed both ways until both sides have ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from codius_proxy.transports import MIN_PROGRESS, count_unsent, reset
+from codius_proxy.upstream import TargetConnection
+
+if TYPE_CHECKING:
+    from codius_proxy.site import Site
+
+
+class Tunnel:
+    """A visitor and a target that agreed on a protocol of their own; a visitor to the site."""
+
+    __slots__ = ("_closing", "_finished", "_site", "_target", "deadline", "target_side", "visitor_side")
+
+    resting = False
+
+    def __init__(self, site: Site, target: TargetConnection, finished: Callable[[Tunnel], None]) -> None:
+        """`finished` is told once, when the visitor's side is lost."""
+        self._site = site
+        self._target = target
+        self._finished = finished
+        self._closing = False
+        self.deadline = 0.0
+        self.visitor_side = _Side(self, self._visitor_lost)
+        self.target_side = _Side(self, self._target_lost)
+        self.visitor_side.other = self.target_side
+        self.target_side.other = self.visitor_side
+
+    def open(
+        self, visitor: asyncio.Transport, from_visitor: bytes, from_target: bytes, *, eof: bool, blocked: bool
+    ) -> None:
+        """Take over both connections and what came on them already; `blocked`: the visitor reads slowly."""
+        self.visitor_side.transport = visitor
+        self.target_side.transport = self._target.hand_over(self.target_side)
+        visitor.set_protocol(self.visitor_side)
+        self.moved()
+        if blocked:
+            self.visitor_side.pause_writing()
+        if from_target:
+            self.target_side.data_received(from_target)
+        if from_visitor:
+            self.visitor_side.data_received(from_visitor)
+        if eof:
+            self.visitor_side.eof_received()
+
+    def moved(self) -> None:
+        """Bytes passed, or cannot: how long it may last until the next ones."""
+        timeouts = self._site.config.timeouts
+        waiting = self._closing or self.visitor_side.blocked or self.target_side.blocked
+        self.deadline = self._site.now + (timeouts.body if waiting else timeouts.tunnel)
+
+    # What the site tells us.
+
+    def expired(self) -> None:
+        """Nothing passed for too long; but a side may be slow and still take what waits for it."""
+        # Both are looked at, whatever the first says.
+        if self.visitor_side.progressed() | self.target_side.progressed():
+            self.moved()
+        else:
+            self.abort()
+
+    def drain(self) -> None:
+        """It ends when its own sides end it, or with the drain's deadline."""
+
+    def abort(self) -> None:
+        self.visitor_side.transport.abort()
+        self.target_side.transport.abort()
+
+    def _visitor_lost(self, exc: Exception | None) -> None:
+        self._finished(self)
+        self._target.end(cleanly=exc is None)
+
+    def _target_lost(self, exc: Exception | None) -> None:
+        self._target.connection_lost(exc)
+        self._closing = True
+        self.moved()
+        if exc is None:
+            self.visitor_side.transport.close()
+        else:
+            reset(self.visitor_side.transport)
+
+
+class _Side(asyncio.Protocol):
+    """One connection of a tunnel: what comes on it goes out on the other one."""
+
+    __slots__ = ("_lost", "_tunnel", "_unsent", "blocked", "eof", "other", "passed", "transport")
+
+    other: _Side
+    transport: asyncio.Transport
+
+    def __init__(self, tunnel: Tunnel, lost: Callable[[Exception | None], None]) -> None:
+        self._tunnel = tunnel
+        self._lost = lost
+        self.blocked = False  # does not take bytes as fast as they come
+        self.eof = False
+        self.passed = 0  # bytes that came
+        self._unsent = 0  # when it was blocked, or last looked at
+
+    def progressed(self) -> bool:
+        """Whether it took some of what waits for it since the last look."""
+        before, self._unsent = self._unsent, count_unsent(self.transport)
+        return 0 < self._unsent <= before - MIN_PROGRESS
+
+    def data_received(self, data: bytes) -> None:
+        self.passed += len(data)
+        self.other.transport.write(data)
+        self._tunnel.moved()
+
+    def eof_received(self) -> bool:
+        """Half-close is kept: one side may end long before the other, RFC 9110 section 9.3.6."""
+        self.eof = True
+        if not self.other.transport.is_closing():
+            if self.other.eof or not self.other.transport.can_write_eof():
+                self.other.transport.close()  # TLS has no half-close in asyncio
+            else:
+                self.other.transport.write_eof()
+        return not self.other.eof and self.transport.can_write_eof()
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+        self._unsent = count_unsent(self.transport)
+        if not self.other.transport.is_closing():
+            self.other.transport.pause_reading()
+        self._tunnel.moved()
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+        if not self.other.transport.is_closing():
+            self.other.transport.resume_reading()
+        self._tunnel.moved()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost(exc)

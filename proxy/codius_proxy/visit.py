@@ -1,0 +1,69 @@
+"""What is known about a request when it is over, for those who count and log."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from codius_proxy.identity import Identity
+from codius_proxy.request import RequestHead
+
+
+class End(Enum):
+    """How a request ended."""
+
+    ANSWERED = "answered by its target"
+    REFUSED = "answered by us"
+    UPGRADED = "became a tunnel, and that is over"
+    TARGET_LOST = "the target broke off after its answer had begun"
+    VISITOR_LOST = "the visitor left, or was too slow"
+
+
+class Visit(NamedTuple):
+    """One request and what became of it."""
+
+    visitor: Identity
+    request: RequestHead | None  # None: there was no head to be read
+    pod: str  # the manifest hash, `api`, or nothing when it led nowhere
+    status: int  # of the answer that was begun; 0 when there was none
+    received: int  # bytes of the request's body, or of what came through the tunnel
+    sent: int  # bytes of the answer, its head included, and of the tunnel
+    started: float  # time.monotonic when its head was complete
+    seconds: float
+    number: int  # of the request in its worker
+    end: End
+    reason: str  # in one word, why it was refused or failed; empty when it was not
+
+
+class Observer(Protocol):
+    """Who hears of every request once, when it is over; on the hot path, so quickly done."""
+
+    def visited(self, visit: Visit) -> None: ...
+
+    def connected(self) -> None:
+        """A visitor's connection was accepted."""
+        ...
+
+    def turned_away(self, reason: str) -> None:
+        """A connection was ended without an answer; `reason` is one word."""
+        ...
+
+    def flush(self) -> None:
+        """A moment with nothing on the hot path: pass on what was gathered."""
+        ...
+
+
+class Unobserved:
+    """Nobody counts."""
+
+    def visited(self, visit: Visit) -> None:
+        pass
+
+    def connected(self) -> None:
+        pass
+
+    def turned_away(self, reason: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass

@@ -1,0 +1,81 @@
+"""Known ways to hide a request in another one: all refused, and no pod sees a byte of what was hidden."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from codius_proxy.config import Timeouts
+from tests.harness.front import POD, ZONE, front, name
+from tests.harness.hostile_http import HOST, VECTORS
+from tests.harness.origin import ANSWER, DEADLINE, Line, origin
+
+AFTER = b"GET /after HTTP/1.1\r\nHost: " + HOST + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("vector", VECTORS.values(), ids=VECTORS.keys())
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "byte by byte"])
+async def test_a_known_way_to_smuggle_is_refused(vector: bytes, at_once: bool) -> None:
+    data = (vector + AFTER).replace(HOST, name().encode())
+    got: list[bytes] = []
+
+    async def script(line: Line) -> None:
+        got.append(await line.reader.read())
+
+    async with origin(script) as pod, front({POD: pod.port}) as proxy:
+        client = await proxy.client()
+        for piece in [data] if at_once else [data[n : n + 1] for n in range(len(data))]:
+            client.writer.write(piece)
+            if not at_once:
+                await asyncio.sleep(0)  # lets each byte have a packet of its own, mostly
+        answer = await client.answer()
+        assert answer.status in (400, 413, 501)
+        assert answer.one("connection") == "close"
+        assert await client.rest() == b""
+    # The head of a body that turned out to be broken may have come, but no end of that request.
+    for request in got:
+        assert b"smuggled" not in request
+        assert b"/after" not in request
+        assert request.count(b"HTTP/1.1\r\n") <= 1
+        assert not request.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 60", "Transfer-Encoding: chunked"])
+async def test_a_body_that_comes_after_a_pause_is_no_request(framing: str) -> None:
+    async with origin() as pod, front({POD: pod.port}, timeouts=Timeouts(body=0.1)) as proxy:
+        client = await proxy.client()
+        await client.send(f"POST / HTTP/1.1\r\nHost: {name()}\r\n{framing}\r\n\r\n".encode())
+        assert (await client.answer()).status == 408
+        client.writer.write(f"GET /smuggled HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode())
+        assert await client.rest() == b""
+        assert not pod.requests
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 300", "Transfer-Encoding: chunked"])
+async def test_what_follows_an_early_answer_is_no_request_of_this_visitor_nor_of_the_next(
+    framing: str,
+) -> None:
+    """The pod answers before the body came, and keeps its connection: nobody else's request goes there."""
+    asked = asyncio.Event()
+    heads: list[bytes] = []
+
+    async def script(line: Line) -> None:
+        while head := await line.read_head():
+            heads.append(head)
+            await line.send(ANSWER)
+            asked.set()
+
+    async with origin(script) as pod, front({POD: pod.port}) as proxy:
+        client = await proxy.client()
+        await client.send(f"POST / HTTP/1.1\r\nHost: {name()}\r\n{framing}\r\n\r\n".encode())
+        async with asyncio.timeout(DEADLINE):
+            await asked.wait()
+        assert (await client.answer()).body == b"hello"
+        client.writer.write(f"GET /smuggled HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode() * 3)
+        other = await proxy.client()
+        assert (await other.get(name(), "/honest")).body == b"hello"
+        assert pod.connections == 2
+        assert (await other.get(ZONE)).body == b"api"
+    lines = [head.split(b"\r\n", 1)[0] for head in heads]
+    assert lines == [b"POST / HTTP/1.1", b"GET /honest HTTP/1.1"]

@@ -1,0 +1,209 @@
+"""Slow and hostile visitors: let go in time, at little cost in memory, and others are served meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+import socket
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from codius_proxy.config import Limits, Timeouts
+from tests.harness.front import POD, ZONE, front, name
+from tests.harness.origin import DEADLINE, Line, origin
+from tests.harness.processes import Running, running, until
+
+GIB = 1024**3
+SLOW_READERS = 200
+PER_READER = 1.5
+"""MiB a visitor that does not read may cost: two buffers of the event loop's, and what they are made of."""
+IDLE = 2000
+"""Connections at rest; the bench goes to what the file limit allows."""
+
+
+def resident(pids: Sequence[int]) -> float:
+    """MiB of these processes together."""
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return pages * 4096 / 2**20
+
+
+async def ask(proxy: Running, host: str) -> None:
+    assert await proxy.get(host) in (b"hello", b"api  ")
+
+
+@contextlib.asynccontextmanager
+async def many(port: int, count: int) -> AsyncIterator[list[socket.socket]]:
+    """So many connections, with a kernel that holds little for them."""
+    loop = asyncio.get_running_loop()
+    found: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            client = socket.socket()
+            client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            found.append(client)
+            await loop.sock_connect(client, ("127.0.0.1", port))
+        yield found
+    finally:
+        for client in found:
+            client.close()
+
+
+async def test_two_hundred_that_do_not_read_ten_gibibytes_cost_little_and_always_the_same() -> None:
+    async def script(line: Line) -> None:
+        head = await line.read_head()
+        if b"GET /large" not in head:
+            await line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+            return
+        await line.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (10 * GIB))
+        piece = b"x" * 65536
+        while True:
+            await line.send(piece)
+
+    async with origin(script) as pod, running(pod, workers=1) as proxy:
+        while await proxy.get(name()) != b"hello":
+            pass
+        workers = proxy.children()
+        before = resident(workers)
+        request = f"GET /large HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode()
+        loop = asyncio.get_running_loop()
+        async with many(proxy.port, SLOW_READERS) as clients:
+            for client in clients:
+                await loop.sock_sendall(client, request)
+            taken = 0
+            grown = []
+            for _ in range(4):  # each time everybody reads a little more, and memory stays where it was
+                for client in clients:
+                    taken += len(await loop.sock_recv(client, 4096))
+                await ask(proxy, name())
+                grown.append(resident(workers) - before)
+            assert taken > SLOW_READERS * 4096
+            assert max(grown) < SLOW_READERS * PER_READER, grown
+            assert grown[-1] < grown[0] + SLOW_READERS * PER_READER / 4, grown
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"GET / HTTP/1.1\r\nHost: ", b"GET / HTTP/1.1\r\nHost: x.example\r\nContent-Length: 100000\r\n\r\n"],
+    ids=["head", "body"],
+)
+async def test_what_trickles_in_is_let_go_in_time(start: bytes) -> None:
+    """Each byte is progress, and not enough of it."""
+    start = start.replace(b"x.example", name().encode())
+    async with (
+        origin() as pod,
+        front({POD: pod.port}, timeouts=Timeouts(head=0.3, body=0.3)) as proxy,
+    ):
+        client = await proxy.client()
+        await client.send(start)
+        answered = asyncio.create_task(client.answer())
+        async with asyncio.timeout(DEADLINE):
+            while not answered.done():
+                client.writer.write(b"x")
+                await asyncio.wait((answered,), timeout=0.02)
+        assert (await answered).status == 408
+
+
+async def test_many_that_send_half_a_head_are_let_go_and_others_are_served_meanwhile() -> None:
+    async with front(timeouts=Timeouts(head=0.5)) as proxy, many(proxy.port, 500) as clients:
+        loop = asyncio.get_running_loop()
+        for client in clients:
+            await loop.sock_sendall(client, b"GET / HTTP/1.1\r\n")
+        assert (await proxy.get(ZONE)).body == b"api"
+        async with asyncio.timeout(DEADLINE):
+            for client in clients:
+                assert (await loop.sock_recv(client, 64)).startswith(b"HTTP/1.1 408 ")
+        assert (await proxy.get(ZONE)).body == b"api"
+
+
+async def test_connections_at_rest_cost_little_and_the_idlest_make_room() -> None:
+    async with (
+        origin() as pod,
+        running(pod, workers=1, limits=Limits(connections=IDLE, per_client=10**6)) as proxy,
+    ):
+        workers = proxy.children()
+        before = resident(workers)
+        async with many(proxy.port, IDLE) as clients:
+            await ask(proxy, ZONE)
+            assert resident(workers) - before < IDLE * 0.02  # MiB
+            await until(lambda: any(map(ended, clients)))
+            await ask(proxy, ZONE)
+            assert sum(map(ended, clients)) < IDLE / 4
+
+
+def ended(client: socket.socket) -> bool:
+    return peek(client) == b""
+
+
+def peek(client: socket.socket) -> bytes | None:
+    """What waits to be read; None where nothing does, b"" at the end."""
+    try:
+        return client.recv(64, socket.MSG_PEEK)
+    except BlockingIOError:
+        return None
+
+
+async def test_a_flood_from_one_address_leaves_room_for_the_others() -> None:
+    async with (
+        front(limits=Limits(connections=1000, per_client=50)) as proxy,
+        many(proxy.port, 300) as clients,
+    ):
+        await until(
+            lambda: sum((peek(client) or b"").startswith(b"HTTP/1.1 429") for client in clients) >= 250
+        )
+        assert sum(peek(client) is None for client in clients) <= 50
+        loop = asyncio.get_running_loop()
+        with socket.socket() as other:
+            other.setblocking(False)
+            other.bind(("127.0.0.2", 0))
+            await loop.sock_connect(other, ("127.0.0.1", proxy.port))
+            request = f"GET / HTTP/1.1\r\nHost: {ZONE}\r\nConnection: close\r\n\r\n"
+            await loop.sock_sendall(other, request.encode())
+            async with asyncio.timeout(DEADLINE):
+                assert (await loop.sock_recv(other, 64)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.skipif(shutil.which("slowhttptest") is None, reason="needs Debian's slowhttptest")
+@pytest.mark.parametrize(
+    "attack",
+    [
+        ["-H", "-i", "1", "-x", "8"],
+        ["-B", "-i", "1", "-s", "100000", "-x", "8"],
+        ["-X", "-n", "1", "-w", "1", "-y", "16", "-z", "4", "-k", "3"],
+        ["-R", "-a", "1", "-b", "3000"],
+    ],
+    ids=["slow heads", "slow bodies", "slow reading", "ranges"],
+)
+async def test_slowhttptest_does_not_keep_others_out(attack: list[str]) -> None:
+    async with origin(answer=b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000) as pod:
+        limits = Limits(per_client=600)
+        timeouts = Timeouts(head=2.0, body=2.0)
+        async with running(pod, workers=1, limits=limits, timeouts=timeouts) as proxy:
+            url = f"http://{name()}:{proxy.port}/"
+            command = ["slowhttptest", "-c", "400", "-r", "400", "-l", "6", "-p", "3", *attack, "-u", url]
+            # The name resolves by itself nowhere: its traffic goes to the front door as to a proxy.
+            command += ["-d", f"127.0.0.1:{proxy.port}"] if attack[0] in ("-H", "-B") else []
+            if "-d" not in command:
+                command[-1] = f"http://127.0.0.1:{proxy.port}/"
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            )
+            assert process.stdout is not None
+            served = 0
+            output = b""
+            reading = asyncio.create_task(process.stdout.read())
+            while not reading.done():
+                await ask(proxy, ZONE)
+                served += 1
+                await asyncio.wait((reading,), timeout=0.05)
+            output = await reading
+            await process.wait()
+            assert served > 20
+            seen = re.findall(rb"service available:[^A-Z]*(YES|NO)", output)
+            assert seen, output[-600:]
+            assert b"NO" not in seen
+            assert await proxy.get(ZONE) == b"api  "

@@ -1,0 +1,247 @@
+"""TLS at the front door over real sockets: names, renewal, redirect, HSTS, upgrades, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import aiohttp
+import pytest
+
+from codius_proxy.config import Limits
+from codius_proxy.doors import ARRIVING_SHARE
+from codius_proxy.tls import LOOK_EVERY
+from tests.harness.certificates import Authority, serial_of
+from tests.harness.front import OTHER, POD, ZONE, Raw, front, name
+from tests.harness.origin import ANSWER, DEADLINE, Line, Origin, origin, websocket_echo
+
+HOUR = 3600
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def certificates(tmp_path: Path, authority: Authority) -> Path:
+    authority.issue(tmp_path / "host", ZONE, f"*.{ZONE}")
+    return tmp_path
+
+
+@pytest.fixture
+async def pod() -> AsyncIterator[Origin]:
+    async with origin() as found:
+        yield found
+
+
+def shown_to(client: Raw) -> int:
+    return serial_of(cast(ssl.SSLObject, client.writer.get_extra_info("ssl_object")))
+
+
+async def test_a_pod_is_reached_by_tls_and_told_so(
+    pod: Origin, certificates: Path, authority: Authority
+) -> None:
+    async with front({POD: pod.port}, scheme="https", certificates=certificates) as proxy:
+        client = await proxy.client(tls=authority.trust(), server_name=name())
+        for _ in range(2):
+            answer = await client.get(name())
+            assert (answer.status, answer.body) == (200, b"hello")
+            assert not answer.has("strict-transport-security")
+        found = client.writer.get_extra_info("ssl_object")
+        assert found.selected_alpn_protocol() == "http/1.1"
+        assert found.version() == "TLSv1.3"
+    assert pod.requests[0].one("x-forwarded-proto") == "https"
+    assert f'for=127.0.0.1;proto=https;host="{name()}"' == pod.requests[0].one("forwarded")
+
+
+async def test_an_independent_client_is_served_large_bodies_both_ways(
+    certificates: Path, authority: Authority
+) -> None:
+    body = b"0123456789abcdef" * 65536
+
+    async def script(line: Line) -> None:
+        while (request := await line.read_request()) is not None:
+            await line.send(
+                b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(request.body) + request.body
+            )
+
+    async with (
+        origin(script) as pod,
+        front({POD: pod.port}, scheme="https", certificates=certificates) as proxy,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=authority.trust())) as client,
+    ):
+        for _ in range(2):
+            async with client.post(
+                f"https://127.0.0.1:{proxy.port}/",
+                data=body,
+                headers={"Host": name()},
+                server_hostname=name(),
+            ) as answer:
+                assert await answer.read() == body
+
+
+async def test_a_websocket_passes_through_tls(certificates: Path, authority: Authority) -> None:
+    async with (
+        websocket_echo() as port,
+        front({POD: port}, scheme="https", certificates=certificates) as proxy,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=authority.trust())) as client,
+        client.ws_connect(
+            f"wss://127.0.0.1:{proxy.port}/", headers={"Host": name()}, server_hostname=name()
+        ) as socket,
+    ):
+        for size in (1, 70_000):
+            await socket.send_bytes(b"x" * size)
+            assert (await socket.receive_bytes()) == b"x" * size
+
+
+async def test_a_renewed_certificate_is_shown_to_newcomers_and_disturbs_nobody(
+    pod: Origin, certificates: Path, authority: Authority
+) -> None:
+    async with front({POD: pod.port}, scheme="https", certificates=certificates) as proxy:
+        before = await proxy.client(tls=authority.trust())
+        renewed = authority.issue(certificates / "host", ZONE, f"*.{ZONE}")
+        assert shown_to(before) != renewed
+        async with asyncio.timeout(LOOK_EVERY + DEADLINE):
+            while shown_to(client := await proxy.client(tls=authority.trust())) != renewed:
+                assert (await client.get(ZONE)).body == b"api"
+                await asyncio.sleep(0.05)
+        for one in (before, client):
+            assert (await one.get(name())).body == b"hello"
+
+
+async def test_http_leads_to_the_same_place_by_https(
+    pod: Origin, certificates: Path, authority: Authority
+) -> None:
+    async with front(
+        {POD: pod.port},
+        scheme="https",
+        public_port=443,
+        certificates=certificates,
+        redirect=True,
+        hsts=HOUR,
+    ) as proxy:
+        client = await proxy.client(port=proxy.config.redirect_port)
+        answer = await client.get(name(), "/a?b=c")
+        assert (answer.status, answer.one("location")) == (308, f"https://{name()}/a?b=c")
+        assert not answer.has("strict-transport-security")  # RFC 6797 section 7.2
+        answer = await client.get(name(OTHER))
+        assert answer.status == 404
+        answer = await client.get("elsewhere.example")
+        assert answer.status == 421
+        assert not answer.has("location")
+    assert not pod.requests
+
+
+async def test_the_way_to_https_names_a_port_that_is_not_the_usual_one(certificates: Path) -> None:
+    async with front(scheme="https", certificates=certificates, redirect=True) as proxy:
+        client = await proxy.client(port=proxy.config.redirect_port)
+        answer = await client.get(f"{ZONE}:80", "/x", method="POST", extra="Content-Length: 0\r\n")
+        assert answer.one("location") == f"https://{ZONE}:{proxy.port}/x"
+
+
+async def test_browsers_are_told_to_come_back_by_https_with_every_answer(
+    certificates: Path, authority: Authority
+) -> None:
+    own = ANSWER.replace(b"\r\n\r\n", b"\r\nStrict-Transport-Security: max-age=1\r\n\r\n", 1)
+    async with (
+        origin(answer=own) as pod,
+        front({POD: pod.port}, scheme="https", certificates=certificates, hsts=HOUR) as proxy,
+    ):
+        client = await proxy.client(tls=authority.trust())
+        for host, status in ((name(), 200), (ZONE, 200), (name(OTHER), 404)):
+            answer = await client.get(host)
+            assert answer.status == status
+            policies = [value for field, value in answer.fields if field == "strict-transport-security"]
+            assert policies[0] == f"max-age={HOUR}"  # the first one counts, RFC 6797 section 8.1
+
+
+@pytest.mark.parametrize(
+    "first", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\x00\x05hello", b"\x00"]
+)
+async def test_what_is_not_tls_is_dropped_and_others_go_on(
+    first: bytes, certificates: Path, authority: Authority
+) -> None:
+    async with front(scheme="https", certificates=certificates) as proxy:
+        stranger = await proxy.client()
+        await stranger.send(first)
+        if len(first) > 1:
+            assert b"HTTP" not in await stranger.rest()
+        client = await proxy.client(tls=authority.trust())
+        assert (await client.get(ZONE)).body == b"api"
+
+
+async def test_connections_that_say_nothing_keep_nobody_out(
+    certificates: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = Limits(connections=3 * ARRIVING_SHARE)
+    async with front(scheme="https", certificates=certificates, limits=limits) as proxy:
+        silent = [await proxy.client() for _ in range(8)]
+        client = await proxy.client(tls=authority.trust())
+        assert (await client.get(ZONE)).body == b"api"
+        for gone in silent[:5]:
+            assert await gone.rest() == b""
+        last = asyncio.create_task(silent[-1].reader.read())
+        assert (await client.get(ZONE)).body == b"api"
+        assert not last.done()  # it was not the clock that ended the others
+        last.cancel()
+    assert [found.message for found in caplog.records if found.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("minor", [0, 1])
+async def test_an_answer_that_ends_with_the_connection_is_complete(
+    minor: int, certificates: Path, authority: Authority
+) -> None:
+    async def script(line: Line) -> None:
+        await line.read_head()
+        await line.send(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100_000)
+
+    async with (
+        origin(script) as pod,
+        front({POD: pod.port}, scheme="https", certificates=certificates) as proxy,
+    ):
+        client = await proxy.client(tls=authority.trust())
+        await client.send(f"GET / HTTP/1.{minor}\r\nHost: {name()}\r\nConnection: close\r\n\r\n".encode())
+        assert (await client.answer()).body == b"x" * 100_000
+        assert await client.rest() == b""
+
+
+async def test_a_bad_request_gets_its_answer_and_then_the_end(
+    certificates: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with front(scheme="https", certificates=certificates) as proxy:
+        client = await proxy.client(tls=authority.trust())
+        await client.send(b"GET / HTTP/1.1\r\nBad Field: 1\r\n\r\n")
+        assert (await client.answer()).status == 400
+        assert await client.rest() == b""
+    assert [found.message for found in caplog.records if found.levelno >= logging.WARNING] == []
+
+
+async def test_a_visitor_that_ends_tls_is_nothing_to_complain_about(
+    certificates: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def script(line: Line) -> None:
+        await line.read_head()
+        asked.set()
+        await go.wait()
+
+    async with (
+        origin(script) as pod,
+        front({POD: pod.port}, scheme="https", certificates=certificates) as proxy,
+    ):
+        rested = await proxy.client(tls=authority.trust())
+        assert (await rested.get(ZONE)).body == b"api"
+        waiting = await proxy.client(tls=authority.trust())
+        await waiting.send(f"GET / HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode())
+        await asked.wait()
+        for client in (rested, waiting):
+            client.writer.close()
+            await client.writer.wait_closed()
+        go.set()
+    assert [found.message for found in caplog.records if found.levelno >= logging.WARNING] == []

@@ -1,0 +1,100 @@
+"""The readers of a connection's bytes: what belongs to whom, however it arrives."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codius_proxy.fields import HttpError
+from codius_proxy.request_reader import RequestReader
+from codius_proxy.response_reader import MAX_INTERIM, ResponseReader
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+HINTS = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+
+
+def read(wire: bytes, cuts: list[int], method: bytes = b"GET") -> tuple[list[int], bytes, bool, bool]:
+    """Statuses, the body, whether it is complete, and whether the connection may be used again."""
+    reader = ResponseReader()
+    reader.begin(method, None, decode=False)
+    statuses: list[int] = []
+    body = b""
+    marks = sorted(min(at, len(wire)) for at in cuts)
+    for start, end in zip([0, *marks], [*marks, len(wire)], strict=True):
+        reader.receive(wire[start:end])
+        while not statuses or statuses[-1] < 200:
+            head = reader.next_head()
+            if head is None:
+                break
+            statuses.append(head.status)
+        if statuses and statuses[-1] >= 200:
+            body += reader.read_body()
+    return statuses, body, reader.done, reader.clean
+
+
+@pytest.mark.parametrize(
+    ("wire", "expected"),
+    [
+        (HEAD + b"hello", ([200], b"hello", True, True)),
+        (HEAD + b"hel", ([200], b"hel", False, True)),
+        (HEAD + b"hello!", ([200], b"hello", True, False)),
+        (HINTS + HEAD + b"hello", ([103, 200], b"hello", True, True)),
+        (HINTS.replace(b"\r", b"") + HEAD + b"hello", ([103, 200], b"hello", True, False)),
+        (HEAD.replace(b"\r", b"") + b"hello", ([200], b"hello", True, False)),
+        (HEAD.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n") + b"hello", ([200], b"hello", True, False)),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", ([204], b"", True, True)),
+        (b"HTTP/1.1 200 OK\r\n\r\nhello", ([200], b"hello", False, False)),
+    ],
+)
+@given(st.lists(st.integers(0, 90), max_size=5))
+def test_an_answer_is_the_same_however_it_arrives(
+    wire: bytes, expected: tuple[list[int], bytes, bool, bool], cuts: list[int]
+) -> None:
+    assert read(wire, cuts) == expected
+
+
+def test_a_body_without_a_length_ends_with_the_connection_and_no_other_does() -> None:
+    for head, ends in ((b"HTTP/1.1 200 OK\r\n\r\n", True), (HEAD, False)):
+        reader = ResponseReader()
+        assert not reader.end()
+        reader.begin(b"GET", None, decode=False)
+        reader.receive(head + b"hel")
+        reader.next_head()
+        reader.read_body()
+        assert reader.end() is ends
+        assert reader.done is ends
+
+
+def test_too_many_interim_answers_are_a_flood() -> None:
+    reader = ResponseReader()
+    reader.begin(b"GET", None, decode=False)
+    reader.receive(HINTS * (MAX_INTERIM + 1))
+    for _ in range(MAX_INTERIM):
+        assert reader.next_head() is not None
+    with pytest.raises(HttpError):
+        reader.next_head()
+
+
+@given(st.lists(st.integers(0, 200), max_size=6))
+def test_requests_behind_one_another_are_told_apart_however_they_arrive(cuts: list[int]) -> None:
+    wire = (
+        b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc"
+        b"\r\nPOST /b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+        b"GET /c HTTP/1.1\r\nHost: h\r\n\r\nGET"
+    )
+    reader = RequestReader()
+    found: list[tuple[bytes, bytes]] = []
+    marks = sorted(min(at, len(wire)) for at in cuts)
+    for start, end in zip([0, *marks], [*marks, len(wire)], strict=True):
+        reader.receive(wire[start:end])
+        while reader.waiting:
+            if reader.body_done:
+                head = reader.next_head()
+                if head is None:
+                    break
+                found.append((head.target, b""))
+            if not reader.body_done:
+                found[-1] = (found[-1][0], found[-1][1] + reader.read_body())
+    assert found == [(b"/a", b"abc"), (b"/b", b"1\r\nx\r\n0\r\n\r\n"), (b"/c", b"")]
+    assert reader.waiting == b"GET"
