@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from codius_netpolicy.policy import Egress, Policy
 from codius_netpolicy.probes import Result
 from codius_netpolicy.traffic import Reason, Traffic
-from codius_node.model import FoundPod, FoundState, LogLine, ManifestHash, PodSpec, PullProgress
+from codius_node.model import FoundPod, FoundState, Isolation, LogLine, ManifestHash, PodSpec, PullProgress
 
 
 class NoopEngine:
@@ -50,6 +50,10 @@ class NoopEngine:
     async def find_pods(self) -> list[FoundPod]:
         """What this process was told; nothing outlives it."""
         return [FoundPod(hash, state) for hash, state in self._pods.items()]
+
+    async def isolation(self) -> Isolation:
+        """There is nothing to keep apart."""
+        return Isolation.NONE
 
     async def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]:
         """Containers that do not run write nothing."""

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from html import escape
 from typing import Final
 from urllib.parse import urlsplit
 
-from codius_node.model import Currency
+from codius_node.model import MEMORY_SMALL, Currency, Isolation
+from codius_node.pricing import SECONDS_PER_MONTH
 
-HOURS_PER_MONTH: Final = Decimal(730)
-"""2628000 s, the month that prices are counted by, in hours."""
+PEERS_SHOWN: Final = 12
+"""Other hosts named on the page; /peers has the rest."""
+ISOLATIONS: Final[Mapping[Isolation, tuple[str, str]]] = {
+    Isolation.NONE: ("None", "this host runs nothing: it is there to try the API"),
+    Isolation.CONTAINER: ("Containers", "namespaces and limits of the host's own kernel"),
+    Isolation.GVISOR: ("gVisor", "each pod has a kernel in user space"),
+    Isolation.VM: ("Virtual machines", "each pod has a kernel of its own"),
+}
+"""For each class a name and what it means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,8 @@ class HostPage:
     currency: Currency
     free_of_charge: bool
     peers: int
+    some_peers: tuple[str, ...] = ()
+    isolation: Isolation | None = None
     free_memory: int | None = None
     pods: int | None = None
     uptime: int | None = None
@@ -151,9 +162,11 @@ and your pod answers at an address of its own. No account needed.</p>
 <h2 id="upload">Upload something</h2>
 {commands}
 </section>
-<section aria-labelledby="more">
+{_peers(page)}<section aria-labelledby="more">
 <h2 id="more">For programs</h2>
 <ul>
+<li><a href="/openapi.json">/openapi.json</a>: every request and its answers, as OpenAPI 3.1</li>
+<li><a href="/llms.txt">/llms.txt</a>: the same in words, for language models</li>
 <li><a href="/info">/info</a>: this page's figures as JSON</li>
 <li><a href="/peers">/peers</a>: other hosts known here</li>
 <li><a href="/version">/version</a>: the software</li>
@@ -169,15 +182,17 @@ and your pod answers at an address of its own. No account needed.</p>
 
 def _facts(page: HostPage) -> list[tuple[str, str, str | None]]:
     """Name, value and a smaller line below; only what the operator shows."""
-    month = f"{render_amount(page.cost_per_month)} {page.currency.code}"
-    hour = f"{render_amount(page.cost_per_month / HOURS_PER_MONTH)} {page.currency.code}"
+    second, hour, month = render_prices(page.cost_per_month, page.currency)
     facts: list[tuple[str, str, str | None]] = []
     if page.free_of_charge:
-        facts.append(("Price", "Free", f"quoted at {hour} an hour, {month} a month; charged to nobody"))
+        facts.append(("Price", "Free", f"quoted at {month}, {hour}, {second}; charged to nobody"))
     else:
-        facts.append(("Price", f"{month} a month", f"{hour} an hour"))
+        facts.append(("Price", month, f"{hour}, {second}"))
+    if page.isolation is not None:
+        facts.append(("Isolation", *ISOLATIONS[page.isolation]))
     if page.free_memory is not None:
-        facts.append(("Free memory", render_size(page.free_memory), None))
+        pod = f"a pod has {render_size(MEMORY_SMALL)} and one CPU"
+        facts.append(("Free memory", render_size(page.free_memory), pod))
     if page.pods is not None:
         facts.append(("Pods running", str(page.pods), None))
     if page.service_uptime is not None:
@@ -186,6 +201,20 @@ def _facts(page: HostPage) -> list[tuple[str, str, str | None]]:
         facts.append(("Machine up for", render_span(page.uptime), None))
     facts.append(("Known peers", str(page.peers), None))
     return facts
+
+
+def _peers(page: HostPage) -> str:
+    """Some other hosts to go to; nothing when none is known."""
+    if not page.some_peers:
+        return ""
+    links = "\n".join(f'<li><a href="{escape(uri)}">{escape(uri)}</a></li>' for uri in page.some_peers)
+    return f"""<section aria-labelledby="peers">
+<h2 id="peers">Other hosts</h2>
+<ul>
+{links}
+</ul>
+</section>
+"""
 
 
 def _commands(page: HostPage) -> list[tuple[str, str]]:
@@ -205,6 +234,15 @@ def _commands(page: HostPage) -> list[tuple[str, str]]:
             f"  '{page.uri}/pods?duration=3600'",
         ),
     ]
+
+
+def render_prices(cost_per_month: Decimal, currency: Currency) -> tuple[str, str, str]:
+    """A pod's price per second, hour and month, in units of the asset."""
+    return (
+        f"{render_amount(cost_per_month / SECONDS_PER_MONTH)} {currency.code} a second",
+        f"{render_amount(cost_per_month * 3600 / SECONDS_PER_MONTH)} {currency.code} an hour",
+        f"{render_amount(cost_per_month)} {currency.code} a month",
+    )
 
 
 def render_amount(amount: Decimal) -> str:

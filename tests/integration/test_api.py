@@ -98,6 +98,7 @@ async def test_info_has_the_recorded_fields(served: Served) -> None:
         "costPerMonth": 10,
         "uri": "http://codius.localhost:3000",
         "selfTestSuccess": True,
+        "isolation": "container",
         "runningContracts": 0,
     }
 
@@ -121,6 +122,7 @@ async def test_an_operator_can_keep_the_additional_information_private(tmp_path:
             "costPerMonth",
             "uri",
             "selfTestSuccess",
+            "isolation",
         }
         async with served.client.get("/") as page:
             text = await page.text()

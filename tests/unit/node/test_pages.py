@@ -118,7 +118,7 @@ def test_the_page_can_be_read_by_a_screen_reader_and_on_a_phone() -> None:
 def test_the_page_links_to_its_neighbours_and_loads_nothing() -> None:
     outline, _ = read(PAGE)
     links = [attributes["href"] for tag, attributes in outline.tags if tag == "a"]
-    assert links == ["/info", "/peers", "/version"]
+    assert links == ["/openapi.json", "/llms.txt", "/info", "/peers", "/version"]
     assert not [attributes for _, attributes in outline.tags if "src" in attributes]
     assert "url(" not in pages.STYLE
     assert "@import" not in pages.STYLE
