@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Address
@@ -56,10 +57,12 @@ class NoopEngine:
         return Isolation.NONE
 
     async def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]:
-        """Containers that do not run write nothing."""
+        """Containers that do not run write nothing, and who follows them waits."""
         nothing: tuple[LogLine, ...] = ()
         for line in nothing:
             yield line
+        if follow:
+            await asyncio.Event().wait()
 
     async def aclose(self) -> None:
         """Nothing is open."""
