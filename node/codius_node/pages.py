@@ -53,14 +53,14 @@ STYLE: Final = """
   --ground: #11161d; --card: #1a212b; --ink: #e8edf3; --soft: #a3afbe; --line: #2f3947;
   --accent: #7cbcf2; --good: #86dcaa; --good-ground: #14331f; --bad: #f6b981; --bad-ground: #3b2614; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.55;
+body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.55; overflow-wrap: anywhere;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 46rem; margin: 0 auto; padding: clamp(1.25rem, 5vw, 3.5rem) clamp(1rem, 4vw, 2rem) 2rem; }
 a { color: var(--accent); text-underline-offset: .15em; }
 a:focus-visible, button:focus-visible { outline: 3px solid var(--accent);
   outline-offset: 2px; border-radius: .3rem; }
 .kind { margin: 0; color: var(--soft); }
-h1 { margin: 0 0 .8rem; font-size: clamp(1.45rem, 5.5vw, 2.2rem); line-height: 1.2; overflow-wrap: anywhere;
+h1 { margin: 0 0 .8rem; font-size: clamp(1.45rem, 5.5vw, 2.2rem); line-height: 1.2;
   letter-spacing: -.015em; }
 h2 { margin: 2.4rem 0 .6rem; font-size: 1.15rem; }
 .state { display: inline-block; margin: 0; padding: .2rem .75rem; border-radius: 1rem; font-weight: 600; }
@@ -72,7 +72,7 @@ dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr));
 dl > div { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   padding: .7rem .9rem; }
 dt { color: var(--soft); font-size: .875rem; }
-dd { margin: 0; font-size: 1.2rem; font-weight: 600; overflow-wrap: anywhere; }
+dd { margin: 0; font-size: 1.2rem; font-weight: 600; }
 dd small { display: block; color: var(--soft); font-weight: 400; font-size: .875rem; }
 .command { margin: 1rem 0; }
 .label { display: flex; gap: .75rem; align-items: end; justify-content: space-between; margin: 0 0 .35rem; }
@@ -80,7 +80,7 @@ dd small { display: block; color: var(--soft); font-weight: 400; font-size: .875
   border: 1px solid var(--line); border-radius: .4rem; font: inherit; font-size: .8125rem; cursor: pointer; }
 .label button:hover { border-color: var(--accent); }
 pre { margin: 0; padding: .8rem .9rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  border-radius: .6rem; white-space: pre-wrap;
   font: .875rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre code { user-select: all; }
 ul { margin: .4rem 0; padding-left: 1.2rem; }
@@ -207,7 +207,8 @@ def _peers(page: HostPage) -> str:
     """Some other hosts to go to; nothing when none is known."""
     if not page.some_peers:
         return ""
-    links = "\n".join(f'<li><a href="{escape(uri)}">{escape(uri)}</a></li>' for uri in page.some_peers)
+    some = map(escape, page.some_peers)
+    links = "\n".join(f'<li><a href="{uri}" rel="nofollow noreferrer">{uri}</a></li>' for uri in some)
     return f"""<section aria-labelledby="peers">
 <h2 id="peers">Other hosts</h2>
 <ul>
