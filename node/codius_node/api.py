@@ -36,7 +36,6 @@ from codius_node.model import (
     Capacity,
     Currency,
     Isolation,
-    Json,
     LogLine,
     ManifestHash,
     Pod,
@@ -151,17 +150,8 @@ def build_app(
     app.on_response_prepare.append(answers.set_headers)
     app.on_response_prepare.append(_allow_any_origin)
     app.on_shutdown.append(api.stop)
-    routes = api.routes()
-    api.described = openapi.build(
-        (operation for operation, _ in routes), uri=settings.public_uri.origin, version=api.version
-    )
-    answers.add_routes(
-        app,
-        [
-            *((operation.method, operation.path, handler) for operation, handler in routes),
-            ("*", "/{path:.*}", _refuse_path),
-        ],
-    )
+    routes = [(operation.method, operation.path, handler) for operation, handler in api.routes()]
+    answers.add_routes(app, [*routes, ("*", "/{path:.*}", _refuse_path)])
     return app
 
 
@@ -193,8 +183,11 @@ class _Api:
         self._settings = settings
         self._started_at = started_at
         self._clock = clock
-        self.version = metadata.version(DISTRIBUTION)
-        self.described: dict[str, Json] = {}
+        self._version = metadata.version(DISTRIBUTION)
+        self._operations = tuple(operation for operation, _ in self.routes())
+        self._description = openapi.build(
+            self._operations, uri=settings.public_uri.origin, version=self._version
+        )
         self._changes: set[asyncio.Task[Pod]] = set()
         self._streams: set[asyncio.Task[None]] = set()
         self._log_readers = 0
@@ -212,8 +205,8 @@ class _Api:
             (operations.UPLOAD, self.upload),
             (operations.EXTEND, self.extend),
             (operations.LOGS, self.stream_logs),
-            (operations.DESCRIPTION, self.describe),
-            (operations.LLMS, self.explain),
+            (operations.OPENAPI, self.tell_openapi),
+            (operations.LLMS, self.tell_llms),
         ]
 
     # ---- the host ---------------------------------------------------------------------------------
@@ -224,7 +217,7 @@ class _Api:
         extra = settings.additional_host_info
         page = pages.HostPage(
             uri=settings.public_uri.origin,
-            version=self.version,
+            version=self._version,
             refusal=state.refusal,
             cost_per_month=self._engine.cost_per_month,
             currency=self._engine.currency,
@@ -244,7 +237,7 @@ class _Api:
         return response
 
     async def tell_version(self, _: web.Request) -> web.Response:
-        return _answer(replies.Version(NAME, self.version))
+        return _answer(replies.Version(NAME, self._version))
 
     async def tell_info(self, request: web.Request) -> web.Response:
         with_peers = _read(parameters.REQUEST_PEERS, request)
@@ -277,12 +270,12 @@ class _Api:
         limit = _read(parameters.LIMIT, request)
         return _answer(replies.PeerList(tuple(await self._peers.sample(limit))))
 
-    async def describe(self, _: web.Request) -> web.Response:
-        return answers.render_json(self.described)
+    async def tell_openapi(self, _: web.Request) -> web.Response:
+        return answers.render_json(self._description)
 
-    async def explain(self, _: web.Request) -> web.Response:
+    async def tell_llms(self, _: web.Request) -> web.Response:
         text = llms.render(
-            [operation for operation, _ in self.routes()],
+            self._operations,
             uri=self._settings.public_uri.origin,
             cost_per_month=self._engine.cost_per_month,
             currency=self._engine.currency,

@@ -139,9 +139,9 @@ LOGS: Final = Operation(
     own_refusals=(NotFoundError, ForbiddenError, HostFullError),
     in_path={"hash": parameters.MANIFEST_HASH},
 )
-DESCRIPTION: Final = Operation(
-    "describe", "GET", "/openapi.json", "This description.", {JSON_TYPE: "OpenAPI 3.1."}
+OPENAPI: Final = Operation(
+    "tellOpenapi", "GET", "/openapi.json", "This description.", {JSON_TYPE: "OpenAPI 3.1."}
 )
 LLMS: Final = Operation(
-    "explain", "GET", "/llms.txt", "How to use this host, for language models.", {TEXT_TYPE: "Markdown."}
+    "tellLlms", "GET", "/llms.txt", "How to use this host, for language models.", {TEXT_TYPE: "Markdown."}
 )
