@@ -11,8 +11,10 @@ from typing import Final
 
 from aiohttp import web
 
+from codius_node import replies
 from codius_node.errors import CodiusError, EngineError, NetworkError, StoreError
 from codius_node.model import Json
+from codius_node.replies import Error
 
 logger = logging.getLogger(__name__)
 
@@ -49,18 +51,15 @@ def render_json(
     )
 
 
-def build_error(status: int, message: str, hint: str | None = None) -> dict[str, Json]:
-    """`{statusCode, error, message}` and, where it helps, what to do next."""
+def build_error(status: int, message: str, hint: str | None = None) -> Error:
+    """What is wrong and, where it helps, what to do next; cut where a stranger's own text is long."""
     if len(message) > MAX_MESSAGE:
         message = message[:MAX_MESSAGE] + "…"
-    document: dict[str, Json] = {"statusCode": status, "error": _reason(status), "message": message}
-    if hint is not None:
-        document["hint"] = hint
-    return document
+    return Error(status, _reason(status), message, hint)
 
 
-def describe(error: Exception, *, to_operator: bool = False) -> dict[str, Json]:
-    """The error document for anything raised; what nobody foresaw is logged here and told to nobody."""
+def describe(error: Exception, *, to_operator: bool = False) -> Error:
+    """The error for anything raised; what nobody foresaw is logged here and told to nobody."""
     match error:
         case EngineError() | NetworkError() | StoreError() if (
             error.status == OUT_OF_ORDER and not to_operator
@@ -84,8 +83,11 @@ def describe(error: Exception, *, to_operator: bool = False) -> dict[str, Json]:
 
 
 def render_error(error: Exception, *, to_operator: bool = False) -> web.Response:
-    document = describe(error, to_operator=to_operator)
-    return render_json(document, status=int(str(document["statusCode"])))
+    return _render(describe(error, to_operator=to_operator))
+
+
+def _render(error: Error) -> web.Response:
+    return render_json(replies.render(error), status=error.status_code)
 
 
 @web.middleware
@@ -121,9 +123,7 @@ async def set_headers(request: web.Request, response: web.StreamResponse) -> Non
 async def accept_expectation(request: web.Request) -> web.Response | None:
     """RFC 9110 10.1.1: say "go on", or that nothing but 100-continue can be expected of us."""
     if request.headers.get("Expect", "").lower() != "100-continue":
-        response = render_json(
-            build_error(417, "the only expectation this host can meet is 100-continue"), status=417
-        )
+        response = _render(build_error(417, "the only expectation this host can meet is 100-continue"))
         response.force_close()
         return response
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -191,11 +191,11 @@ class _Connection(web.RequestHandler):
             raise ConnectionError("an answer broke off in the middle") from exc
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.error("unforeseen error", exc_info=exc)
-            document = build_error(500, INTERNAL_MESSAGE, INTERNAL_HINT)
+            error = build_error(500, INTERNAL_MESSAGE, INTERNAL_HINT)
         else:
             logger.debug("refused what is not HTTP: %s", message)
-            document = build_error(status, "this is not a valid HTTP request", None)
-        response = render_json(document, status=min(status, 500))
+            error = build_error(status, "this is not a valid HTTP request", None)
+        response = _render(error)
         response.headers["Cache-Control"] = "no-cache"
         response.headers["Server"] = SERVER
         response.force_close()

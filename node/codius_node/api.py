@@ -6,10 +6,10 @@ import asyncio
 import json
 import logging
 import re
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from http import HTTPStatus
@@ -18,29 +18,41 @@ from typing import Any, Final, Protocol, TypeVar
 
 from aiohttp import web
 
-from codius_node import answers, manifest, pages, schema
-from codius_node.config import Settings
-from codius_node.errors import (
-    BodyTooLargeError,
-    CodiusError,
-    HostFullError,
-    MediaTypeError,
-    NotFoundError,
-    RequestError,
+from codius_node import (
+    answers,
+    bodies,
+    llms,
+    manifest,
+    openapi,
+    operations,
+    pages,
+    parameters,
+    replies,
+    schema,
 )
-from codius_node.model import Capacity, Currency, Json, LogLine, ManifestHash, Pod, Quote, Upload
+from codius_node.config import Settings
+from codius_node.errors import CodiusError, HostFullError, NotFoundError, RequestError
+from codius_node.model import (
+    Capacity,
+    Currency,
+    Isolation,
+    LogLine,
+    ManifestHash,
+    Pod,
+    Quote,
+    Upload,
+)
+from codius_node.operations import Operation
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 NAME: Final = "Codiusd (Python)"
 DISTRIBUTION: Final = "codius-host"
 
-LOG_TYPE: Final = "application/vnd.codius.raw-stream"
-PROGRESS_TYPE: Final = "application/x-ndjson"
-
-MAX_LOG_STREAMS: Final = 64
+MAX_LOG_STREAMS: Final = 256
 """Clients reading logs at once; each holds a connection to the container engine."""
 LOG_WRITE_SECONDS: Final = 60.0
 """How long a log's reader may take nothing before it is let go."""
@@ -50,24 +62,22 @@ MAX_SENTENCES: Final = 256
 """Sentences of progress kept for a client that reads slowly; older ones are dropped."""
 PARSE_INLINE: Final = 64 * 1024
 """Bytes of a body parsed on the event loop (about 5 ms); larger ones are parsed in a thread."""
-MAX_PEERS: Final = 1000
-"""Peers in one answer, and the default."""
 END_SECONDS: Final = 20.0
 """What requests that change a pod get to end when the node stops, before they are cancelled."""
 UNDO_SECONDS: Final = 20.0
 """What the cancelled ones get to be undone; what is left then is found at the next start."""
 
-COMPRESSIONS: Final = frozenset({"gzip", "x-gzip", "deflate"})
-"""Content codings of RFC 9110 8.4.1 that a request's body may have."""
-
+CORS_HEADERS: Final = {
+    # There are no cookies and no accounts: any page may read what anybody may.
+    "Access-Control-Allow-Origin": "*",
+    # and how to pay, which is not among the headers that scripts see by themselves
+    "Access-Control-Expose-Headers": operations.PAY,
+}
 PREFLIGHT_HEADERS: Final = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, OPTIONS",
-    "Access-Control-Allow-Headers": "Accept, Content-Type, Pay-Token",
+    "Access-Control-Allow-Headers": f"Accept, Content-Encoding, Content-Type, {operations.PAY_TOKEN}",
     "Access-Control-Max-Age": "86400",
 }
-
-_CONTENT_TYPE: Final = re.compile(r"\s*([!#$%&'*+.^_`|~\w-]+/[!#$%&'*+.^_`|~\w-]+)\s*(?:;.*)?", re.ASCII)
-
 
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -92,7 +102,16 @@ class Engine(Protocol):
     async def get(self, hash: ManifestHash) -> Pod: ...
     async def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]: ...
     async def capacity(self) -> Capacity: ...
+    async def isolation(self) -> Isolation: ...
     def url(self, hash: ManifestHash) -> str: ...
+
+
+class Readable(Protocol[T_co]):
+    """A query parameter, whatever it holds."""
+
+    @property
+    def name(self) -> str: ...
+    def parse(self, values: Sequence[str]) -> T_co: ...
 
 
 class Peers(Protocol):
@@ -131,23 +150,18 @@ def build_app(
     app.on_response_prepare.append(answers.set_headers)
     app.on_response_prepare.append(_allow_any_origin)
     app.on_shutdown.append(api.stop)
-    answers.add_routes(
-        app,
-        (
-            ("GET", "/", api.show_page),
-            ("GET", "/version", api.tell_version),
-            ("GET", "/info", api.tell_info),
-            ("GET", "/memory", api.tell_memory),
-            ("GET", "/peers", api.tell_peers),
-            ("GET", "/pods", api.show_pod),
-            ("OPTIONS", "/pods", api.quote),
-            ("POST", "/pods", api.upload),
-            ("PUT", "/pods", api.extend),
-            ("GET", "/pods/{hash}/logs", api.stream_logs),
-            ("*", answers.ANY_PATH, _refuse_path),
-        ),
-    )
+    routes = [(operation.method, operation.path, handler) for operation, handler in api.routes()]
+    answers.add_routes(app, [*routes, ("*", answers.ANY_PATH, _refuse_path)])
     return app
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The host at one moment: its room, how it keeps pods apart, and why it would refuse an upload."""
+
+    capacity: Capacity
+    isolation: Isolation | None
+    refusal: str | None
 
 
 class _Api:
@@ -170,78 +184,120 @@ class _Api:
         self._started_at = started_at
         self._clock = clock
         self._version = metadata.version(DISTRIBUTION)
+        self._operations = tuple(operation for operation, _ in self.routes())
+        self._description = openapi.build(
+            self._operations, uri=settings.public_uri.origin, version=self._version
+        )
         self._changes: set[asyncio.Task[Pod]] = set()
         self._streams: set[asyncio.Task[None]] = set()
         self._log_readers = 0
 
+    def routes(self) -> list[tuple[Operation, answers.Handler]]:
+        """Everything there is to ask, and who answers; what is described is made from this list."""
+        return [
+            (operations.PAGE, self.show_page),
+            (operations.VERSION, self.tell_version),
+            (operations.INFO, self.tell_info),
+            (operations.MEMORY, self.tell_memory),
+            (operations.PEERS, self.tell_peers),
+            (operations.SHOW_POD, self.show_pod),
+            (operations.QUOTE, self.quote),
+            (operations.UPLOAD, self.upload),
+            (operations.EXTEND, self.extend),
+            (operations.LOGS, self.stream_logs),
+            (operations.OPENAPI, self.tell_openapi),
+            (operations.LLMS, self.tell_llms),
+        ]
+
     # ---- the host ---------------------------------------------------------------------------------
 
     async def show_page(self, _: web.Request) -> web.Response:
-        capacity, refusal = await self._look()
-        extra = self._settings.additional_host_info
+        state = await self._look()
+        settings = self._settings
+        extra = settings.additional_host_info
         page = pages.HostPage(
-            uri=self._settings.public_uri.origin,
+            uri=settings.public_uri.origin,
             version=self._version,
-            refusal=refusal,
+            refusal=state.refusal,
             cost_per_month=self._engine.cost_per_month,
             currency=self._engine.currency,
-            free_of_charge=self._settings.payments in {"", "free"},
+            free_of_charge=self._free_of_charge,
+            isolation=state.isolation,
             peers=await self._peers.count(),
-            free_memory=capacity.free_memory if extra else None,
-            pods=capacity.running if extra else None,
+            some_peers=tuple(await self._peers.sample(pages.PEERS_SHOWN)),
+            free_memory=state.capacity.free_memory if extra else None,
+            pods=state.capacity.running if extra else None,
             uptime=int(self._host.uptime()) if extra else None,
             service_uptime=int(self._uptime()) if extra else None,
         )
-        response = web.Response(text=pages.render(page), content_type="text/html", charset="utf-8")
+        response = web.Response(text=pages.render(page), content_type=operations.HTML_TYPE, charset="utf-8")
         response.headers["Content-Security-Policy"] = pages.POLICY
         response.headers["Vary"] = "Accept-Encoding"
         response.enable_compression()
         return response
 
     async def tell_version(self, _: web.Request) -> web.Response:
-        return answers.render_json({"name": NAME, "version": self._version})
+        return _answer(replies.Version(NAME, self._version))
 
     async def tell_info(self, request: web.Request) -> web.Response:
-        capacity, refusal = await self._look()
-        info: dict[str, Json] = {
-            "fullMem": capacity.full,
-            "acceptingUploads": refusal is None,
-            "numPeers": await self._peers.count(),
-            "currency": self._engine.currency.code,
-            "costPerMonth": _number(self._engine.cost_per_month),
-            "uri": self._settings.public_uri.origin,
+        with_peers = _read(parameters.REQUEST_PEERS, request)
+        state = await self._look()
+        extra = self._settings.additional_host_info
+        info = replies.Info(
+            full_mem=state.capacity.full,
+            accepting_uploads=state.refusal is None,
+            num_peers=await self._peers.count(),
+            currency=self._engine.currency.code,
+            cost_per_month=self._engine.cost_per_month,
+            uri=self._settings.public_uri.origin,
             # whether the host could be asked for a pod at this moment; a full one could
-            "selfTestSuccess": refusal is None or capacity.full,
-        }
-        if self._settings.additional_host_info:
-            info |= {
-                "serverFreeMemory": capacity.free_memory,
-                "serverUptime": int(self._host.uptime()),
-                "serviceUptime": round(self._uptime(), 3),
-                "avgLoad": self._host.load(),
-                "runningContracts": capacity.running,
-            }
-        if request.query.getall("requestPeers", []) == ["true"]:
-            info["peers"] = list(await self._peers.sample(MAX_PEERS))
-        return answers.render_json(info)
+            self_test_success=state.refusal is None or state.capacity.full,
+            isolation=state.isolation,
+            server_free_memory=state.capacity.free_memory if extra else None,
+            server_uptime=int(self._host.uptime()) if extra else None,
+            service_uptime=round(self._uptime(), 3) if extra else None,
+            avg_load=self._host.load() if extra else None,
+            running_contracts=state.capacity.running if extra else None,
+            peers=tuple(await self._peers.sample(parameters.MAX_PEERS)) if with_peers else None,
+        )
+        return _answer(info)
 
     async def tell_memory(self, _: web.Request) -> web.Response:
         available, _total = self._host.memory()
-        return answers.render_json({"freeMem": available})
+        return _answer(replies.FreeMemory(available))
 
     async def tell_peers(self, request: web.Request) -> web.Response:
-        limit = _parse_limit(request.query.getall("limit", []))
-        return answers.render_json({"peers": list(await self._peers.sample(limit))})
+        limit = _read(parameters.LIMIT, request)
+        return _answer(replies.PeerList(tuple(await self._peers.sample(limit))))
 
-    async def _look(self) -> tuple[Capacity, str | None]:
-        """The host's room, and why it would refuse an upload now."""
+    async def tell_openapi(self, _: web.Request) -> web.Response:
+        return answers.render_json(self._description)
+
+    async def tell_llms(self, _: web.Request) -> web.Response:
+        text = llms.render(
+            self._operations,
+            uri=self._settings.public_uri.origin,
+            cost_per_month=self._engine.cost_per_month,
+            currency=self._engine.currency,
+            free_of_charge=self._free_of_charge,
+        )
+        return web.Response(text=text, content_type=operations.TEXT_TYPE, charset="utf-8")
+
+    @property
+    def _free_of_charge(self) -> bool:
+        return self._settings.payments in {"", "free"}
+
+    async def _look(self) -> _State:
+        """The host as it is now; one whose engine is away takes no uploads."""
         try:
             capacity = await self._engine.capacity()
+            isolation = await self._engine.isolation()
         except CodiusError as error:
             logger.warning("the host cannot take uploads: %s", error)
             available, _total = self._host.memory()
-            return Capacity(full=False, free_memory=available, running=0), "out of order, for the moment"
-        return capacity, "full, for the moment" if capacity.full else None
+            capacity = Capacity(full=False, free_memory=available, running=0)
+            return _State(capacity, None, "out of order, for the moment")
+        return _State(capacity, isolation, "full, for the moment" if capacity.full else None)
 
     def _uptime(self) -> float:
         return max((self._clock() - self._started_at).total_seconds(), 0.0)
@@ -249,40 +305,39 @@ class _Api:
     # ---- pods -------------------------------------------------------------------------------------
 
     async def quote(self, request: web.Request) -> web.Response:
-        duration = schema.parse_duration(request.query.getall("duration", []))
+        duration = _read(parameters.DURATION, request)
         upload = await self._read_upload(request, require_private=False)
         quote = await self._engine.quote(upload, duration)
-        return answers.render_json({"manifestHash": quote.hash, "price": str(quote.price)})
+        return _answer(replies.Price(quote.hash, str(quote.price)))
 
     async def upload(self, request: web.Request) -> web.StreamResponse:
-        duration = schema.parse_duration(request.query.getall("duration", []))
-        with_progress = _parse_flag("progress", request.query.getall("progress", []))
+        duration = _read(parameters.DURATION, request)
+        with_progress = _read(parameters.PROGRESS, request)
         upload = await self._read_upload(request, require_private=True)
-        token = request.headers.get("Pay-Token")
+        token = request.headers.get(operations.PAY_TOKEN)
         if with_progress:
             return await self._upload_with_progress(request, upload, duration, token)
         pod = await self._finish(self._engine.upload(upload, duration, token=token))
-        return answers.render_json(self._describe(pod))
+        return _answer(self._describe(pod))
 
     async def extend(self, request: web.Request) -> web.Response:
-        hash = schema.parse_hash(request.query.getall("manifestHash", []))
-        duration = schema.parse_duration(request.query.getall("duration", []))
-        if await _read_body(request):
+        hash = _read(parameters.MANIFEST_HASH, request)
+        duration = _read(parameters.DURATION, request)
+        if await bodies.read_body(request, limit=schema.MAX_UPLOAD_BODY):
             raise RequestError(
                 "PUT /pods takes no body", hint="Name the pod with ?manifestHash=; POST takes a manifest."
             )
-        token = request.headers.get("Pay-Token")
+        token = request.headers.get(operations.PAY_TOKEN)
         pod = await self._finish(self._engine.extend(hash, duration, token=token))
-        return answers.render_json(self._describe(pod))
+        return _answer(self._describe(pod))
 
     async def show_pod(self, request: web.Request) -> web.Response:
-        hash = schema.parse_hash(request.query.getall("manifestHash", []))
-        pod = await self._engine.get(hash)
-        return answers.render_json({**self._describe(pod), "manifest": dict(pod.manifest.document)})
+        pod = await self._engine.get(_read(parameters.MANIFEST_HASH, request))
+        return _answer(replace(self._describe(pod), manifest=pod.manifest.document))
 
     async def _read_upload(self, request: web.Request, *, require_private: bool) -> Upload:
-        _check_content_type(request)
-        body = await _read_body(request)
+        bodies.check_is_json(request)
+        body = await bodies.read_body(request, limit=schema.MAX_UPLOAD_BODY)
 
         def parse() -> Upload:
             document = schema.decode_json(body, limit=schema.MAX_UPLOAD_BODY)
@@ -292,12 +347,8 @@ class _Api:
 
         return parse() if len(body) <= PARSE_INLINE else await asyncio.to_thread(parse)
 
-    def _describe(self, pod: Pod) -> dict[str, Json]:
-        return {
-            "url": self._engine.url(pod.hash),
-            "manifestHash": pod.hash,
-            "expiry": render_time(pod.expires_at),
-        }
+    def _describe(self, pod: Pod) -> replies.RunningPod:
+        return replies.RunningPod(self._engine.url(pod.hash), pod.hash, pod.expires_at)
 
     def _change(self, work: Coroutine[Any, Any, Pod]) -> asyncio.Task[Pod]:
         """Work that a client may walk away from and that is carried out all the same."""
@@ -337,12 +388,12 @@ class _Api:
         await news.wait()
         if work.done() and not sentences:
             _result(work)  # refused before anything began (unpaid, full): an ordinary answer says so best
-        response = web.StreamResponse(headers={"Content-Type": PROGRESS_TYPE})
+        response = web.StreamResponse(headers={"Content-Type": operations.PROGRESS_TYPE})
         await response.prepare(request)
         while True:
             news.clear()
             while sentences:
-                await response.write(_line({"progress": sentences.popleft()}))
+                await response.write(_line(replies.Step(progress=sentences.popleft())))
             if work.done():
                 break
             await news.wait()
@@ -350,18 +401,18 @@ class _Api:
         await response.write_eof()
         return response
 
-    def _conclude(self, work: asyncio.Task[Pod]) -> dict[str, Json]:
+    def _conclude(self, work: asyncio.Task[Pod]) -> replies.Step:
         try:
-            return {"result": self._describe(work.result())}
+            return replies.Step(result=self._describe(work.result()))
         except asyncio.CancelledError:
-            return {"error": answers.describe(_stopping())}
+            return replies.Step(error=answers.describe(_stopping()))
         except Exception as error:  # noqa: BLE001  the stream's last line is the only place left to say it
-            return {"error": answers.describe(error)}
+            return replies.Step(error=answers.describe(error))
 
     async def stream_logs(self, request: web.Request) -> web.StreamResponse:
-        hash = _parse_pod_id(request.match_info["hash"])
-        follow = request.query.getall("follow", []) == ["true"]
-        response = web.StreamResponse(headers={"Content-Type": LOG_TYPE})
+        hash = parameters.MANIFEST_HASH.parse([request.match_info["hash"]])
+        follow = _read(parameters.FOLLOW, request)
+        response = web.StreamResponse(headers={"Content-Type": operations.LOG_TYPE})
         async with self._log_reader():
             lines = await self._engine.logs(hash, follow=follow)
             try:
@@ -431,11 +482,6 @@ class _Api:
                 await asyncio.wait(late, timeout=UNDO_SECONDS)
 
 
-def render_time(moment: datetime) -> str:
-    """As JavaScript's `toISOString`: UTC, milliseconds, Z."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 @web.middleware
 async def _answer_preflight(request: web.Request, handler: answers.Handler) -> web.StreamResponse:
     """A browser asking whether a page elsewhere may call us (Fetch standard, "CORS-preflight fetch")."""
@@ -445,8 +491,7 @@ async def _answer_preflight(request: web.Request, handler: answers.Handler) -> w
 
 
 async def _allow_any_origin(_: web.Request, response: web.StreamResponse) -> None:
-    """There are no cookies and no accounts: any page may read what anybody may."""
-    response.headers["Access-Control-Allow-Origin"] = "*"
+    response.headers.update(CORS_HEADERS)
 
 
 async def _refuse_path(request: web.Request) -> web.StreamResponse:
@@ -457,78 +502,12 @@ async def _refuse_path(request: web.Request) -> web.StreamResponse:
     )
 
 
-def _check_content_type(request: web.Request) -> None:
-    given = request.headers.getall("Content-Type", [])
-    if not given:
-        return  # recorded: clients may leave it out
-    match = _CONTENT_TYPE.fullmatch(given[0])
-    if len(given) > 1 or match is None:
-        raise RequestError("Invalid content-type header", hint="Send Content-Type: application/json.")
-    if match[1].lower() != "application/json":
-        raise MediaTypeError(
-            f"the body's Content-Type is {match[1]}, and only application/json is understood",
-            hint="Send Content-Type: application/json.",
-        )
+def _answer(reply: replies.Reply) -> web.Response:
+    return answers.render_json(replies.render(reply))
 
 
-async def _read_body(request: web.Request) -> bytes:
-    """The body, decompressed, bounded while it is being read."""
-    limit = schema.MAX_UPLOAD_BODY
-    if (request.content_length or 0) > limit:
-        raise BodyTooLargeError(
-            f"the body has {request.content_length} bytes; this host accepts at most {limit}"
-        )
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            raise _too_large()
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    # recorded: an encoding nobody knows is not looked at
-    return _decompress(bytes(body)) if encoding in COMPRESSIONS and body else bytes(body)
-
-
-def _decompress(body: bytes) -> bytes:
-    """What gzip or zlib packed, whichever it is, and no more of it than a body may have."""
-    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    try:
-        plain = decoder.decompress(body, schema.MAX_UPLOAD_BODY + 1)
-    except zlib.error as error:
-        raise RequestError(f"the body cannot be decompressed: {error}") from error
-    if len(plain) > schema.MAX_UPLOAD_BODY:
-        raise _too_large()
-    if not decoder.eof:
-        raise RequestError("the body cannot be decompressed: its end is missing")
-    if decoder.unused_data:
-        raise RequestError("the body has bytes behind the end of its compressed part")
-    return plain
-
-
-def _too_large() -> BodyTooLargeError:
-    return BodyTooLargeError(
-        f"the body has more than {schema.MAX_UPLOAD_BODY} bytes, which is all this host accepts"
-    )
-
-
-def _parse_limit(values: Sequence[str]) -> int:
-    if not values or values == [""]:
-        return MAX_PEERS
-    if len(values) > 1 or not re.fullmatch(r"[0-9]{1,4}", values[0]) or not 1 <= int(values[0]) <= MAX_PEERS:
-        raise RequestError(f"limit must be one whole number from 1 to {MAX_PEERS}")
-    return int(values[0])
-
-
-def _parse_flag(name: str, values: Sequence[str]) -> bool:
-    if len(values) > 1 or (values and values[0] not in {"true", "false"}):
-        raise RequestError(f"{name} must be true or false, given once")
-    return list(values) == ["true"]
-
-
-def _parse_pod_id(value: str) -> ManifestHash:
-    try:
-        return schema.parse_hash([value])
-    except RequestError as error:
-        raise NotFoundError("no pod found with an empty id") from error
+def _read(parameter: Readable[T], request: web.Request) -> T:
+    return parameter.parse(request.query.getall(parameter.name, []))
 
 
 def _result(work: asyncio.Task[Pod]) -> Pod:
@@ -552,9 +531,5 @@ def _has_left(request: web.Request) -> bool:
     return transport is None or transport.is_closing()
 
 
-def _number(value: Decimal) -> int | float:
-    return int(value) if value == value.to_integral_value() else float(value)
-
-
-def _line(document: Json) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+def _line(step: replies.Step) -> bytes:
+    return json.dumps(replies.render(step), separators=(",", ":")).encode() + b"\n"

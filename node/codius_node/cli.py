@@ -312,7 +312,7 @@ def parse_duration(text: str) -> int:
 
 
 def _duration(text: str) -> int:
-    from codius_node.schema import MAX_DURATION
+    from codius_node.parameters import MAX_DURATION
 
     try:
         seconds = parse_duration(text)

@@ -16,7 +16,8 @@ from codius_node import client
 from codius_node.client import PodAnswer
 from codius_node.environment import HOST_VARIABLE
 from codius_node.model import Json, LogLine, ManifestHash
-from codius_node.schema import DEFAULT_DURATION, HASH_PATTERN
+from codius_node.parameters import DEFAULT_DURATION
+from codius_node.schema import HASH_PATTERN
 from codius_node.terminal import Teller, clean, paint, print_json, render_length
 
 

@@ -12,6 +12,7 @@ from codius_netpolicy.traffic import Reason, Traffic
 from codius_node.model import (
     Currency,
     FoundPod,
+    Isolation,
     LogLine,
     ManifestHash,
     PodSpec,
@@ -43,6 +44,10 @@ class ContainerEngine(Protocol):
 
     async def remove(self, hash: ManifestHash) -> None: ...
     async def find_pods(self) -> list[FoundPod]: ...
+    async def isolation(self) -> Isolation:
+        """What stands between a pod and the host."""
+        ...
+
     def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]: ...
 
 

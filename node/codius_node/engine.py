@@ -39,6 +39,7 @@ from codius_node.errors import (
 from codius_node.model import (
     Capacity,
     Currency,
+    Isolation,
     LogLine,
     Machine,
     ManifestHash,
@@ -205,6 +206,10 @@ class Engine:
         available, _ = self._host.memory()
         running = len(await self._store.pods(PodState.RUNNING))
         return Capacity(full=self._find_shortage() is not None, free_memory=available, running=running)
+
+    async def isolation(self) -> Isolation:
+        """What stands between a pod and the host."""
+        return await self._containers.isolation()
 
     # ---- path 1: upload -------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from codius_node.model import ContainerSpec, FoundPod, FoundState, Json, ManifestHash, PodSpec
+from codius_node.model import ContainerSpec, FoundPod, FoundState, Isolation, Json, ManifestHash, PodSpec
 from codius_node.rlimits import RLimit
 
 OWNER_LABEL: Final = "codius.owner"
@@ -316,6 +316,11 @@ def parse_info(body: bytes) -> tuple[str, str]:
     document = _object(json.loads(body))
     runtime = _object(_object(document.get("host")).get("ociRuntime"))
     return _text(_object(document.get("version")), "Version"), _text(runtime, "name")
+
+
+def classify_runtime(name: str) -> Isolation:
+    """What an OCI runtime of this name puts between a pod and the host; of one nobody knows the least."""
+    return {"runsc": Isolation.GVISOR, "krun": Isolation.VM}.get(name, Isolation.CONTAINER)
 
 
 def parse_ids(body: bytes) -> list[str]:

@@ -181,6 +181,19 @@ class Target:
     port: int
 
 
+class Isolation(StrEnum):
+    """What stands between a pod and the host: the class of the OCI runtime that runs it."""
+
+    NONE = "none"
+    """Nothing is run at all (CODIUS_HYPER_NOOP)."""
+    CONTAINER = "container"
+    """Namespaces, control groups and seccomp of the host's own kernel."""
+    GVISOR = "gvisor"
+    """A kernel in user space between the pod and the host's."""
+    VM = "vm"
+    """A virtual machine with a kernel of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """The host's room: `free_memory` in bytes; `full` when the next upload would be refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Address
@@ -9,7 +10,7 @@ from ipaddress import IPv4Address
 from codius_netpolicy.policy import Egress, Policy
 from codius_netpolicy.probes import Result
 from codius_netpolicy.traffic import Reason, Traffic
-from codius_node.model import FoundPod, FoundState, LogLine, ManifestHash, PodSpec, PullProgress
+from codius_node.model import FoundPod, FoundState, Isolation, LogLine, ManifestHash, PodSpec, PullProgress
 
 
 class NoopEngine:
@@ -51,11 +52,17 @@ class NoopEngine:
         """What this process was told; nothing outlives it."""
         return [FoundPod(hash, state) for hash, state in self._pods.items()]
 
+    async def isolation(self) -> Isolation:
+        """There is nothing to keep apart."""
+        return Isolation.NONE
+
     async def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]:
-        """Containers that do not run write nothing."""
+        """Containers that do not run write nothing, and who follows them waits."""
         nothing: tuple[LogLine, ...] = ()
         for line in nothing:
             yield line
+        if follow:
+            await asyncio.Event().wait()
 
     async def aclose(self) -> None:
         """Nothing is open."""

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from html import escape
 from typing import Final
 from urllib.parse import urlsplit
 
-from codius_node.model import Currency
+from codius_node.model import MEMORY_SMALL, Currency, Isolation
+from codius_node.pricing import SECONDS_PER_MONTH
 
-HOURS_PER_MONTH: Final = Decimal(730)
-"""2628000 s, the month that prices are counted by, in hours."""
+PEERS_SHOWN: Final = 12
+"""Other hosts named on the page; /peers has the rest."""
+ISOLATIONS: Final[Mapping[Isolation, tuple[str, str]]] = {
+    Isolation.NONE: ("None", "this host runs nothing: it is there to try the API"),
+    Isolation.CONTAINER: ("Containers", "namespaces and limits of the host's own kernel"),
+    Isolation.GVISOR: ("gVisor", "each pod has a kernel in user space"),
+    Isolation.VM: ("Virtual machines", "each pod has a kernel of its own"),
+}
+"""For each class a name and what it means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,8 @@ class HostPage:
     currency: Currency
     free_of_charge: bool
     peers: int
+    some_peers: tuple[str, ...] = ()
+    isolation: Isolation | None = None
     free_memory: int | None = None
     pods: int | None = None
     uptime: int | None = None
@@ -42,14 +53,14 @@ STYLE: Final = """
   --ground: #11161d; --card: #1a212b; --ink: #e8edf3; --soft: #a3afbe; --line: #2f3947;
   --accent: #7cbcf2; --good: #86dcaa; --good-ground: #14331f; --bad: #f6b981; --bad-ground: #3b2614; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.55;
+body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.55; overflow-wrap: anywhere;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 46rem; margin: 0 auto; padding: clamp(1.25rem, 5vw, 3.5rem) clamp(1rem, 4vw, 2rem) 2rem; }
 a { color: var(--accent); text-underline-offset: .15em; }
 a:focus-visible, button:focus-visible { outline: 3px solid var(--accent);
   outline-offset: 2px; border-radius: .3rem; }
 .kind { margin: 0; color: var(--soft); }
-h1 { margin: 0 0 .8rem; font-size: clamp(1.45rem, 5.5vw, 2.2rem); line-height: 1.2; overflow-wrap: anywhere;
+h1 { margin: 0 0 .8rem; font-size: clamp(1.45rem, 5.5vw, 2.2rem); line-height: 1.2;
   letter-spacing: -.015em; }
 h2 { margin: 2.4rem 0 .6rem; font-size: 1.15rem; }
 .state { display: inline-block; margin: 0; padding: .2rem .75rem; border-radius: 1rem; font-weight: 600; }
@@ -61,7 +72,7 @@ dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr));
 dl > div { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   padding: .7rem .9rem; }
 dt { color: var(--soft); font-size: .875rem; }
-dd { margin: 0; font-size: 1.2rem; font-weight: 600; overflow-wrap: anywhere; }
+dd { margin: 0; font-size: 1.2rem; font-weight: 600; }
 dd small { display: block; color: var(--soft); font-weight: 400; font-size: .875rem; }
 .command { margin: 1rem 0; }
 .label { display: flex; gap: .75rem; align-items: end; justify-content: space-between; margin: 0 0 .35rem; }
@@ -69,7 +80,7 @@ dd small { display: block; color: var(--soft); font-weight: 400; font-size: .875
   border: 1px solid var(--line); border-radius: .4rem; font: inherit; font-size: .8125rem; cursor: pointer; }
 .label button:hover { border-color: var(--accent); }
 pre { margin: 0; padding: .8rem .9rem; background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem; white-space: pre-wrap; overflow-wrap: anywhere;
+  border-radius: .6rem; white-space: pre-wrap;
   font: .875rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre code { user-select: all; }
 ul { margin: .4rem 0; padding-left: 1.2rem; }
@@ -151,9 +162,11 @@ and your pod answers at an address of its own. No account needed.</p>
 <h2 id="upload">Upload something</h2>
 {commands}
 </section>
-<section aria-labelledby="more">
+{_peers(page)}<section aria-labelledby="more">
 <h2 id="more">For programs</h2>
 <ul>
+<li><a href="/openapi.json">/openapi.json</a>: every request and its answers, as OpenAPI 3.1</li>
+<li><a href="/llms.txt">/llms.txt</a>: the same in words, for language models</li>
 <li><a href="/info">/info</a>: this page's figures as JSON</li>
 <li><a href="/peers">/peers</a>: other hosts known here</li>
 <li><a href="/version">/version</a>: the software</li>
@@ -169,15 +182,17 @@ and your pod answers at an address of its own. No account needed.</p>
 
 def _facts(page: HostPage) -> list[tuple[str, str, str | None]]:
     """Name, value and a smaller line below; only what the operator shows."""
-    month = f"{render_amount(page.cost_per_month)} {page.currency.code}"
-    hour = f"{render_amount(page.cost_per_month / HOURS_PER_MONTH)} {page.currency.code}"
+    second, hour, month = render_prices(page.cost_per_month, page.currency)
     facts: list[tuple[str, str, str | None]] = []
     if page.free_of_charge:
-        facts.append(("Price", "Free", f"quoted at {hour} an hour, {month} a month; charged to nobody"))
+        facts.append(("Price", "Free", f"quoted at {month}, {hour}, {second}; charged to nobody"))
     else:
-        facts.append(("Price", f"{month} a month", f"{hour} an hour"))
+        facts.append(("Price", month, f"{hour}, {second}"))
+    if page.isolation is not None:
+        facts.append(("Isolation", *ISOLATIONS[page.isolation]))
     if page.free_memory is not None:
-        facts.append(("Free memory", render_size(page.free_memory), None))
+        pod = f"a pod has {render_size(MEMORY_SMALL)} and one CPU"
+        facts.append(("Free memory", render_size(page.free_memory), pod))
     if page.pods is not None:
         facts.append(("Pods running", str(page.pods), None))
     if page.service_uptime is not None:
@@ -186,6 +201,21 @@ def _facts(page: HostPage) -> list[tuple[str, str, str | None]]:
         facts.append(("Machine up for", render_span(page.uptime), None))
     facts.append(("Known peers", str(page.peers), None))
     return facts
+
+
+def _peers(page: HostPage) -> str:
+    """Some other hosts to go to; nothing when none is known."""
+    if not page.some_peers:
+        return ""
+    some = map(escape, page.some_peers)
+    links = "\n".join(f'<li><a href="{uri}" rel="nofollow noreferrer">{uri}</a></li>' for uri in some)
+    return f"""<section aria-labelledby="peers">
+<h2 id="peers">Other hosts</h2>
+<ul>
+{links}
+</ul>
+</section>
+"""
 
 
 def _commands(page: HostPage) -> list[tuple[str, str]]:
@@ -205,6 +235,15 @@ def _commands(page: HostPage) -> list[tuple[str, str]]:
             f"  '{page.uri}/pods?duration=3600'",
         ),
     ]
+
+
+def render_prices(cost_per_month: Decimal, currency: Currency) -> tuple[str, str, str]:
+    """A pod's price per second, hour and month, in units of the asset."""
+    return (
+        f"{render_amount(cost_per_month / SECONDS_PER_MONTH)} {currency.code} a second",
+        f"{render_amount(cost_per_month * 3600 / SECONDS_PER_MONTH)} {currency.code} an hour",
+        f"{render_amount(cost_per_month)} {currency.code} a month",
+    )
 
 
 def render_amount(amount: Decimal) -> str:

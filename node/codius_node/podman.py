@@ -21,7 +21,7 @@ from yarl import URL
 
 from codius_node import libpod
 from codius_node.errors import EngineError, ImageError, PodStartError
-from codius_node.model import FoundPod, Json, LogLine, ManifestHash, PodSpec, PullProgress
+from codius_node.model import FoundPod, Isolation, Json, LogLine, ManifestHash, PodSpec, PullProgress
 from codius_node.rlimits import read_rlimits
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,7 @@ class Podman:
         self._runtime = runtime
         self._owner = owner
         self._rlimits = read_rlimits()
+        self._isolation: Isolation | None = None
         self._session: aiohttp.ClientSession | None = None
         # What `create` made, so that the steps after it need not ask; a node that was restarted asks.
         self._created: dict[ManifestHash, tuple[Member, ...]] = {}
@@ -125,9 +126,7 @@ class Podman:
 
     async def version(self) -> str:
         """Podman's version. EngineError when it is away, or set to another runtime than asked for."""
-        answer = await self._ask("GET", "/info")
-        self._expect(answer, "say what it is", HTTPStatus.OK)
-        version, runtime = _parse(libpod.parse_info, answer)
+        version, runtime = await self._info()
         # podman 4 ignores the runtime a container asks for: the service's own is what counts
         if self._runtime is not None and runtime != Path(self._runtime).name:
             raise EngineError(
@@ -135,6 +134,18 @@ class Podman:
                 hint=f'Set runtime = "{self._runtime}" under [engine] in containers.conf, restart podman.',
             )
         return version
+
+    async def isolation(self) -> Isolation:
+        """That of the service's runtime, asked once. EngineError when podman is away."""
+        if self._isolation is None:
+            _, runtime = await self._info()
+            self._isolation = libpod.classify_runtime(runtime)
+        return self._isolation
+
+    async def _info(self) -> tuple[str, str]:
+        answer = await self._ask("GET", "/info")
+        self._expect(answer, "say what it is", HTTPStatus.OK)
+        return _parse(libpod.parse_info, answer)
 
     # ---- images ---------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
-from codius_node.errors import BodyTooLargeError, NotFoundError, RequestError
-from codius_node.model import Container, Json, Machine, ManifestHash, PrivateVariable, Variable
+from codius_node.errors import BodyTooLargeError, RequestError
+from codius_node.model import Container, Json, Machine, PrivateVariable, Variable
 
 MAX_UPLOAD_BODY: Final = 1024 * 1024
 """Bytes of an upload's body, as recorded from the original."""
@@ -19,11 +19,6 @@ MAX_DEPTH: Final = 32
 """Arrays and objects inside one another; an upload needs six."""
 MAX_NUMBER_LENGTH: Final = 64
 """Characters of one number: nothing here counts that far, and int() of a million digits takes seconds."""
-
-DEFAULT_DURATION: Final = 3600
-"""Seconds a pod is paid for when the request does not say."""
-MAX_DURATION: Final = 10 * 365 * 24 * 3600
-"""Seconds (ten years): more than any host can promise, and far from the end of datetime."""
 
 MAX_MANIFEST_SIZE: Final = 120 * 1024
 """Bytes of the public manifest as JSON. It is given to every container in CODIUS_MANIFEST, and Linux
@@ -72,12 +67,6 @@ _PLAIN_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 _JSON_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _NOT_BRACKET: Final = re.compile(r"[^\[\]{}]+")
-
-
-class HashMissingError(RequestError):
-    """A request about a pod does not say which one: recorded as 422, and clients see that status."""
-
-    status = 422
 
 
 # --- decoding ---------------------------------------------------------------------------------------
@@ -456,10 +445,11 @@ _PRIVATE_VARIABLE: Final = Record(
     'an object such as {"nonce": "…", "value": "…"}',
     {"nonce": _strings("a string", MAX_NONCE), "value": _VALUE},
 )
-_UPLOAD: Final = Record(
+MANIFEST: Final = _manifest(_VARIABLE)
+UPLOAD: Final = Record(
     "a JSON object with manifest and private",
     {
-        "manifest": _manifest(_VARIABLE),
+        "manifest": MANIFEST,
         "private": Record(
             "an object with vars", {"vars": _variables(_PRIVATE_VARIABLE)}, frozenset({"vars"})
         ),
@@ -508,7 +498,7 @@ class UploadDocument:
 
 def upload_problems(document: Json) -> list[Problem]:
     """Everything wrong with the shape of an upload."""
-    problems = _problems(_UPLOAD, document)
+    problems = _problems(UPLOAD, document)
     if not problems:
         size = len(render_json(cast("dict[str, Json]", document)["manifest"]).encode())
         if size > MAX_MANIFEST_SIZE:
@@ -584,35 +574,3 @@ def parse_reference(value: str) -> str | None:
 def parse_literal(value: str) -> str:
     """The text of an environment's value that is not a reference."""
     return value[1:] if value.startswith("$$") else value
-
-
-# --- query parameters -------------------------------------------------------------------------------
-
-
-def parse_duration(values: Sequence[str]) -> int:
-    """Seconds, from all values of `?duration=`; without one, the default."""
-    wants = f"duration must be one whole number of seconds from 1 to {MAX_DURATION}"
-    if len(values) > 1:
-        raise RequestError(f"{wants}, and it was given {len(values)} times")
-    if not values or not values[0]:
-        return DEFAULT_DURATION
-    digits = values[0]
-    # isdigit() would let in other scripts' digits; the length keeps int() cheap
-    if not re.fullmatch(r"[0-9]{1,12}", digits) or not 1 <= int(digits) <= MAX_DURATION:
-        raise RequestError(f"{wants}, not {quote(digits)}")
-    return int(digits)
-
-
-def parse_hash(values: Sequence[str]) -> ManifestHash:
-    """The hash, from all values of `?manifestHash=`. What cannot be a hash names no pod: NotFoundError."""
-    if not any(values):
-        raise HashMissingError(
-            "manifestHash must be specified", hint="add ?manifestHash=<52 characters of a-z and 2-7>"
-        )
-    if len(values) > 1:
-        raise NotFoundError(f"manifestHash must be given once, and it was given {len(values)} times")
-    if not HASH_PATTERN.fullmatch(values[0]):
-        raise NotFoundError(
-            f"no manifest with hash of {quote(values[0])}", hint="a hash is 52 characters of a-z and 2-7"
-        )
-    return ManifestHash(values[0])

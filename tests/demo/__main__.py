@@ -102,7 +102,7 @@ async def tell(story: Story, directory: Path, stack: AsyncExitStack, *, keep: bo
         left = datetime.fromisoformat(str(pod["expiry"])) - datetime.now().astimezone()
         say(f"codiusd pods: paid for {_duration(left.total_seconds())} more")
     if keep:
-        await _wait(host, f"{host.origin.replace('://', f'://{hash}.')}/")
+        await _wait(host, f"{host.origin.replace('://', f'://{hash}.')}/", image)
     with story.step("cleaning up") as say:
         await stack.aclose()
         if (after := snapshot()) != before:
@@ -219,10 +219,12 @@ def _fetch(url: str) -> str:
         raise Failure(f"the pod does not answer at {url}: {error}", "look at the host's log above") from error
 
 
-async def _wait(host: Host, url: str) -> None:
+async def _wait(host: Host, url: str, image: str) -> None:
     console = Console()
     console.print(f"\n   the pod   {url}\n   the host  {host.origin}/\n", soft_wrap=True)
     console.print(f"   codiusd pods, logs, upload … work with --host {host.origin}", soft_wrap=True)
+    console.print("   and so do the commands of docs/api.md, after", soft_wrap=True)
+    console.print(f"   export HOST={host.origin} IMAGE={image}\n", soft_wrap=True, highlight=False)
     console.print("   Ctrl-C ends it and cleans up.\n")
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

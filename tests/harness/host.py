@@ -92,7 +92,7 @@ class Host:
         enter = ("nsenter", f"--net={self.network.host.path}")
         with self.log.open("ab") as log:
             self._parts[part] = subprocess.Popen(
-                [*_passing(passed), *enter, *CODIUSD, part],
+                [*passing(passed), *enter, *CODIUSD, part],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -189,7 +189,7 @@ def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("CODIUS_", "LISTEN_", "NOTIFY_"))}
 
 
-def _passing(descriptors: list[int]) -> list[str]:
+def passing(descriptors: list[int]) -> list[str]:
     """A prefix that hands listening sockets over as systemd does: from 3 on, LISTEN_PID naming their owner.
 
     The process executes what follows in its own place, so it knows the owner's pid (sd_listen_fds(3)).

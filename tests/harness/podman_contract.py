@@ -16,6 +16,7 @@ from codius_node.model import (
     ContainerSpec,
     FoundPod,
     FoundState,
+    Isolation,
     Limits,
     LogLine,
     ManifestHash,
@@ -65,6 +66,9 @@ class PodmanContract:
 
     async def test_version_is_a_version(self, podman: Podman) -> None:
         assert (await podman.version()).split(".")[0].isdecimal()
+
+    async def test_it_says_what_keeps_pods_apart(self, podman: Podman) -> None:
+        assert await podman.isolation() is Isolation.CONTAINER
 
     async def test_a_pod_goes_through_its_states(self, podman: Podman, images: Images) -> None:
         assert await podman.find_pods() == []

@@ -24,6 +24,7 @@ from codius_node.errors import ForbiddenError, NotFoundError
 from codius_node.model import (
     Capacity,
     Currency,
+    Isolation,
     Json,
     LogLine,
     ManifestHash,
@@ -127,6 +128,9 @@ class EngineDouble:
         if self.error:
             raise self.error
         return self.room
+
+    async def isolation(self) -> Isolation:
+        return Isolation.CONTAINER
 
     async def pods(self) -> Sequence[Pod]:
         return list(self.kept.values())

@@ -54,7 +54,10 @@ class LoggingContainers(NoopEngine):
 
 
 class Host(HostDouble):
-    """Room on the disk, too."""
+    """Room for everybody, on the disk, too."""
+
+    def memory(self) -> tuple[int, int]:
+        return 1000 * 2**30, 1024 * 2**30
 
     def free_disk(self) -> int:
         return 100 * 2**30
@@ -95,7 +98,9 @@ async def start_pod(stack: AsyncExitStack) -> tuple[web.AppRunner, Target]:
 
 
 @asynccontextmanager
-async def open_recorded_host(directory: Path) -> AsyncIterator[RecordedHost]:
+async def open_recorded_host(
+    directory: Path, containers: NoopEngine | None = None
+) -> AsyncIterator[RecordedHost]:
     settings = load(
         {
             "CODIUS_PUBLIC_URI": f"http://{ZONE}:{PUBLIC_PORT}",
@@ -120,7 +125,7 @@ async def open_recorded_host(directory: Path) -> AsyncIterator[RecordedHost]:
         engine = Engine(
             settings=settings,
             store=store,
-            containers=LoggingContainers(),
+            containers=containers or LoggingContainers(),
             network=NoopNetwork(build_policy(settings)),
             rail=FreeRail(),
             routes=feed,

@@ -98,6 +98,7 @@ async def test_info_has_the_recorded_fields(served: Served) -> None:
         "costPerMonth": 10,
         "uri": "http://codius.localhost:3000",
         "selfTestSuccess": True,
+        "isolation": "container",
         "runningContracts": 0,
     }
 
@@ -121,6 +122,7 @@ async def test_an_operator_can_keep_the_additional_information_private(tmp_path:
             "costPerMonth",
             "uri",
             "selfTestSuccess",
+            "isolation",
         }
         async with served.client.get("/") as page:
             text = await page.text()
@@ -141,6 +143,7 @@ async def test_a_host_whose_engine_is_away_still_answers_and_accepts_nothing(ser
     served.engine.error = EngineError("podman is away")
     _, answer = await ask(served, "GET", "/info")
     assert (answer["acceptingUploads"], answer["selfTestSuccess"]) == (False, False)
+    assert "isolation" not in answer  # nobody to ask
     async with served.client.get("/") as page:
         assert page.status == 200
 
@@ -184,7 +187,17 @@ async def test_the_page_is_compressed_for_those_who_ask(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/version", "/info", "/memory", "/peers", f"/pods?manifestHash={HASH}"]
+    "path",
+    [
+        "/",
+        "/version",
+        "/info",
+        "/memory",
+        "/peers",
+        "/openapi.json",
+        "/llms.txt",
+        f"/pods?manifestHash={HASH}",
+    ],
 )
 async def test_HEAD_answers_as_GET_without_a_body(served: Served, path: str) -> None:
     await upload(served)
@@ -252,10 +265,18 @@ async def test_a_browser_may_ask_before_it_uploads(served: Served) -> None:
     async with served.client.options("/pods?duration=60", headers=asking) as response:
         assert response.status == 204
         assert response.headers["Access-Control-Allow-Origin"] == "*"
+        assert response.headers["Access-Control-Max-Age"] == "86400"
         assert {"POST", "PUT", "OPTIONS"} <= set(response.headers["Access-Control-Allow-Methods"].split(", "))
         assert {"content-type", "pay-token"} <= set(
             response.headers["Access-Control-Allow-Headers"].lower().split(", ")
         )
+
+
+async def test_a_page_may_read_how_to_pay(served: Served) -> None:
+    served.engine.error = PaymentRequiredError("pay first")
+    response, _ = await ask(served, "POST", "/pods", json=DOCUMENT, headers={"Origin": "https://app.example"})
+    assert response.status == 402
+    assert response.headers["Access-Control-Expose-Headers"] == "Pay"
 
 
 async def test_a_quote_from_a_page_is_no_preflight(served: Served) -> None:

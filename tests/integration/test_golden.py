@@ -29,6 +29,12 @@ CHANGING: Final = frozenset({"serverFreeMemory", "serverUptime", "serviceUptime"
 """Fields whose values are those of a machine and a moment: only their kind is compared."""
 
 
+CLIENT: Final = "cli"
+CLIENT_RECORDINGS: Final = ("upload-free", "extend-free", "tail-free", "extend-hash-plain")
+"""Of the original's client (npm `codius` 3.1.0), in the order they were made."""
+UPLOADED: Final = "a pod is there"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One answer, recorded or ours. `status` None: the connection ended without one."""
@@ -62,6 +68,15 @@ class Difference:
 
 def is_version(_: Answer, ours: Answer) -> bool:
     return set(ours.document) == {"name", "version"} and ours.document["name"] == "Codiusd (Python)"
+
+
+def is_info(theirs: Answer, ours: Answer) -> bool:
+    document = ours.document
+    return document.pop("isolation") == "none" and compare_json(theirs.document, document) is None
+
+
+def is_charged_nothing(_: Answer, ours: Answer) -> bool:
+    return set(ours.document) in ({"manifestHash", "price"}, {"url", "manifestHash", "expiry"})
 
 
 def is_log(_: Answer, ours: Answer) -> bool:
@@ -111,6 +126,21 @@ FORWARDED: Final = (
     "pods learn who asked by X-Forwarded-* and Forwarded, which visitors cannot invent; connections are kept"
     " alive, and Via says that we were there"
 )
+ISOLATION: Final = "the host also tells what keeps pods apart (`isolation`)"
+FREE: Final = "the recorded host was paid over Interledger; this one is free, and looks at no token"
+UNPAID_CHANGES: Final = [
+    f"{method} {token}"
+    for method in ("OPTIONS", "POST", "PUT")
+    for token in (
+        "no token",
+        "token 16 bytes",
+        "token std base64",
+        "token 15 bytes",
+        "token junk",
+        "token empty",
+        "token 32 bytes",
+    )
+]
 PLAIN_LOGS: Final = "container names without prefix, whole frames, no ping lines, no side container"
 
 
@@ -131,6 +161,16 @@ DIFFERENCES: Final = [
         "basic: accept codius v99",
         "basic: If-None-Match",
         shape=is_version,
+    ),
+    *differ(
+        200,
+        ISOLATION,
+        "basic: GET /info",
+        "basic: GET /info?requestPeers=true",
+        "basic: GET /info?requestPeers=1",
+        "basic: GET /info?x=1",
+        "basic: GET /info with Origin",
+        shape=is_info,
     ),
     *differ(
         404,
@@ -286,6 +326,7 @@ DIFFERENCES: Final = [
         "pods: logs A follow",
         "pods: logs A follow=1",
         "pods: logs A gzip asked",
+        "cli: tail-free, GET",
         shape=is_log,
     ),
     *differ(
@@ -323,6 +364,25 @@ DIFFERENCES: Final = [
         says="there is no GET /ws",
     ),
     *differ(503, COMPLETE, "pods: ws to crashed pod", says="nothing in it takes connections"),
+    *differ(
+        200,
+        FREE,
+        *(f"unpaid: {step}" for step in UNPAID_CHANGES if not step.startswith("PUT")),
+        "unpaid: same token again",
+        shape=is_charged_nothing,
+    ),
+    *differ(
+        404,
+        "a pod that is not there is told before anybody is asked to pay",
+        *(f"unpaid: {step}" for step in UNPAID_CHANGES if step.startswith("PUT")),
+        says="no pod found",
+    ),
+    *differ(
+        422,
+        "a manifest is checked before anybody is asked to pay",
+        "unpaid: quote: undefined var with token",
+        says="manifest.containers[0].environment",
+    ),
 ]
 
 
@@ -346,9 +406,22 @@ class Replay:
         for step in steps:
             if step.get("mark") == "pod C's server stops listening":
                 await self.host.doomed.cleanup()
+            if step.get("mark") == UPLOADED:
+                await self._upload(recorded_answer(step))
             if "mark" not in step and (complaint := await self._step(step)):
                 found.append(f"{step['name']}: {complaint}")
         return found
+
+    async def _upload(self, theirs: Answer) -> None:
+        """A pod that was there when the recording began; from now on its expiry moves as the recorded one."""
+        url = f"http://{self.host.address}:{self.host.port}/pods"
+        document = {"manifest": theirs.document["manifest"]}
+        async with self.client.post(url, json=document, headers={"Host": self.host.authority}) as response:
+            ours = Answer(response.status, response.headers["Content-Type"], await response.read())
+        for answer, expiries in ((theirs, self.theirs), (ours, self.ours)):
+            found = expiry_of(answer)
+            assert found
+            expiries[found[0]] = found[1]
 
     async def _step(self, step: dict[str, Any]) -> str | None:
         theirs = recorded_answer(step)
@@ -446,6 +519,43 @@ class Replay:
         return problem
 
 
+def load_recording(group: str) -> dict[str, Any]:
+    """A group's steps; the client's recordings are one story, told in several files."""
+    if group != CLIENT:
+        recording: dict[str, Any] = json.loads((GOLDEN / f"{group}.json").read_text())
+        return recording
+    steps: list[dict[str, Any]] = []
+    for name in CLIENT_RECORDINGS:
+        told = json.loads((GOLDEN / CLIENT / f"{name}.json").read_text())
+        own = [read_exchange(name, each["request"], each["response"]) for each in told]
+        if own[0]["request"]["path"].startswith("/pods?manifestHash="):
+            steps.append({"mark": UPLOADED, "response": own[0]["response"]})
+        steps += own
+    return {"hashes": {}, "steps": steps}
+
+
+def read_exchange(name: str, request: str, response: str) -> dict[str, Any]:
+    """A step in the form of the other recordings. The client's host and connection were its own."""
+    head, _, body = request.partition("\r\n\r\n")
+    line, *fields = head.split("\r\n")
+    method, path, _ = line.split(" ")
+    own = {"host", "connection", "content-length"}
+    headers = dict(field.split(": ", 1) for field in fields if field.split(":")[0].lower() not in own)
+    head, _, answer = response.partition("\r\n\r\n")
+    line, *fields = head.split("\r\n")
+    if "Transfer-Encoding: chunked" in fields:
+        answer = "".join(answer.split("\r\n")[1::2])
+    return {
+        "name": f"{name}, {method}",
+        "request": {"method": method, "path": path, "headers": headers, "body": body or None},
+        "response": {
+            "status": int(line.split(" ")[1]),
+            "headers": [field.split(": ", 1) for field in fields],
+            "body": answer,
+        },
+    }
+
+
 def recorded_answer(step: dict[str, Any]) -> Answer:
     if "raw_response" in step:
         head, _, body = step["raw_response"].encode("latin-1").partition(b"\r\n\r\n")
@@ -539,9 +649,20 @@ async def host(tmp_path: Path) -> AsyncIterator[RecordedHost]:
         yield host
 
 
-@pytest.mark.parametrize("group", ["basic", "quote", "pods"])
+GROUPS: Final = (
+    "basic",
+    "quote",
+    "pods",
+    "unpaid",
+    "cli",
+)
+PAID: Final = {"paid/btp-receiver", "paid/cog-simple.trace", "paid/host-upload.trace"}
+"""Packets of a payment, no requests of this API."""
+
+
+@pytest.mark.parametrize("group", GROUPS)
 async def test_every_recorded_answer_agrees_or_differs_on_purpose(host: RecordedHost, group: str) -> None:
-    recording = json.loads((GOLDEN / f"{group}.json").read_text())
+    recording = load_recording(group)
     own = [difference for difference in DIFFERENCES if difference.step.startswith(f"{group}:")]
     for difference in own:
         difference.seen = 0
@@ -555,4 +676,9 @@ async def test_every_recorded_answer_agrees_or_differs_on_purpose(host: Recorded
 def test_every_difference_is_listed_once_under_a_group() -> None:
     steps = [difference.step for difference in DIFFERENCES]
     assert len(set(steps)) == len(steps)
-    assert {step.split(":")[0] for step in steps} == {"basic", "quote", "pods"}
+    assert {step.split(":")[0] for step in steps} <= set(GROUPS)
+
+
+def test_every_recording_is_replayed() -> None:
+    recordings = {str(path.relative_to(GOLDEN).with_suffix("")) for path in GOLDEN.rglob("*.json")}
+    assert recordings == {*GROUPS, *(f"{CLIENT}/{name}" for name in CLIENT_RECORDINGS), *PAID} - {CLIENT}

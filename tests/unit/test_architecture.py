@@ -27,6 +27,7 @@ DOORS = {
         "codius_node.admin",
         "codius_node.admin_client",
         "codius_node.answers",
+        "codius_node.bodies",
         "codius_node.client",
         "codius_node.daemon",
         "codius_node.podman",

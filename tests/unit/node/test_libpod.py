@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_node import libpod
-from codius_node.model import ContainerSpec, FoundState, Json, Limits, ManifestHash, PodSpec
+from codius_node.model import ContainerSpec, FoundState, Isolation, Json, Limits, ManifestHash, PodSpec
 from codius_node.rlimits import MAX_OPEN_FILES, MAX_PROCESSES, RLimit, clamp_rlimits, read_rlimits
 
 HASH = ManifestHash("a2" * 26)
@@ -363,3 +363,19 @@ def test_limits_of_this_process_can_be_read() -> None:
     limits = {limit.name: limit.value for limit in read_rlimits()}
     assert 0 < limits["NOFILE"] <= MAX_OPEN_FILES
     assert 0 < limits["NPROC"] <= MAX_PROCESSES
+
+
+@pytest.mark.parametrize(
+    ("runtime", "isolation"),
+    [
+        ("crun", Isolation.CONTAINER),
+        ("runc", Isolation.CONTAINER),
+        ("somebodys-own", Isolation.CONTAINER),
+        ("runsc", Isolation.GVISOR),
+        ("krun", Isolation.VM),
+    ],
+)
+def test_a_runtime_is_of_a_class_and_an_unknown_one_of_the_weakest(
+    runtime: str, isolation: Isolation
+) -> None:
+    assert libpod.classify_runtime(runtime) is isolation

@@ -23,7 +23,8 @@ from codius_node.manifest import (
     problems,
 )
 from codius_node.model import Json, PrivateVariable
-from codius_node.schema import MAX_STRING, MAX_UPLOAD_BODY, Problem, decode_json, parse_duration
+from codius_node.parameters import DURATION
+from codius_node.schema import MAX_STRING, MAX_UPLOAD_BODY, Problem, decode_json
 from tests.unit.node.documents import (
     ANY_JSON,
     ANY_TEXT,
@@ -228,7 +229,7 @@ def replay(step: dict[str, Any]) -> str:
         body = body.replace("\ufffd".encode(), b"\xff")
 
     def decide() -> str:
-        parse_duration(durations)
+        DURATION.parse(durations)
         return parse(decode_json(body, limit=MAX_UPLOAD_BODY), require_private=private).manifest.hash
 
     error = refusal(decide)

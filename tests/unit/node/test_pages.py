@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_node import pages
-from codius_node.model import Currency
+from codius_node.model import Currency, Isolation
 from codius_node.pages import HostPage, render, render_amount, render_size, render_span
 
 PAGE = HostPage(
@@ -25,6 +25,8 @@ PAGE = HostPage(
     currency=Currency("XRP", 9),
     free_of_charge=False,
     peers=12,
+    some_peers=("https://a.example", "https://b.example"),
+    isolation=Isolation.GVISOR,
     free_memory=17 * 2**30,
     pods=7,
     uptime=5 * 86400 + 3600,
@@ -70,7 +72,10 @@ def test_the_page_tells_what_a_visitor_wants_to_know() -> None:
         "Accepting uploads",
         "10 XRP a month",
         "0.0137 XRP an hour",
+        "0.00000381 XRP a second",
+        "Isolation gVisor each pod has a kernel in user space",
         "17.0 GiB",
+        "a pod has 512 MiB and one CPU",
         "Pods running 7",
         "Host up for 2 min",
         "Machine up for 5 days 1 h",
@@ -80,6 +85,22 @@ def test_the_page_tells_what_a_visitor_wants_to_know() -> None:
         "2.0.0",
     ):
         assert told in text
+
+
+def test_every_class_of_isolation_has_words_and_an_unknown_one_is_not_mentioned() -> None:
+    for isolation in Isolation:
+        _, text = read(replace(PAGE, isolation=isolation))
+        assert all(told in text for told in pages.ISOLATIONS[isolation])
+    _, text = read(replace(PAGE, isolation=None))
+    assert "Isolation" not in text
+
+
+def test_other_hosts_are_linked_and_without_any_there_is_no_heading_for_them() -> None:
+    outline, text = read(PAGE)
+    links = {attributes["href"]: attributes["rel"] for tag, attributes in outline.tags if "rel" in attributes}
+    assert links.items() >= dict.fromkeys(PAGE.some_peers, "nofollow noreferrer").items()
+    assert "Other hosts" in text
+    assert "Other hosts" not in read(replace(PAGE, some_peers=()))[1]
 
 
 def test_a_refusal_says_why() -> None:
@@ -117,8 +138,8 @@ def test_the_page_can_be_read_by_a_screen_reader_and_on_a_phone() -> None:
 
 def test_the_page_links_to_its_neighbours_and_loads_nothing() -> None:
     outline, _ = read(PAGE)
-    links = [attributes["href"] for tag, attributes in outline.tags if tag == "a"]
-    assert links == ["/info", "/peers", "/version"]
+    links = [a["href"] for tag, a in outline.tags if tag == "a" and a["href"] not in PAGE.some_peers]
+    assert links == ["/openapi.json", "/llms.txt", "/info", "/peers", "/version"]
     assert not [attributes for _, attributes in outline.tags if "src" in attributes]
     assert "url(" not in pages.STYLE
     assert "@import" not in pages.STYLE
@@ -138,7 +159,7 @@ def test_no_value_can_become_markup(text: str) -> None:
     plain = [tag for tag, _ in read(PAGE)[0].tags]
     outline, _ = read(replace(PAGE, uri=text, version=text, currency=Currency(text, 3)))
     assert [tag for tag, _ in outline.tags] == plain
-    refused, _ = read(replace(PAGE, refusal=text))
+    refused, _ = read(replace(PAGE, refusal=text, some_peers=(text, text)))
     assert [tag for tag, _ in refused.tags] == plain
 
 

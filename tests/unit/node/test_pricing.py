@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codius_node.parameters import MAX_DURATION
 from codius_node.pricing import SECONDS_PER_MONTH, price
-from codius_node.schema import MAX_DURATION
 from tests.unit.node.documents import recorded
 
 RECORDED = [

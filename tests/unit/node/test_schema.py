@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -11,29 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_node import schema
-from codius_node.errors import BodyTooLargeError, NotFoundError, RequestError
+from codius_node.errors import BodyTooLargeError, RequestError
 from codius_node.model import Json, Machine
 from codius_node.schema import (
-    DEFAULT_DURATION,
     MAX_CONTAINERS,
     MAX_DEPTH,
-    MAX_DURATION,
     MAX_NUMBER_LENGTH,
     MAX_STRING,
     MAX_UPLOAD_BODY,
     MAX_VARIABLES,
-    HashMissingError,
     Problem,
     check_upload,
     decode_json,
     explain,
-    parse_duration,
-    parse_hash,
     parse_literal,
     parse_reference,
     upload_problems,
 )
-from tests.unit.node.documents import ANY_JSON, ANY_TEXT, DIGEST, HASH, container, refusal, upload
+from tests.unit.node.documents import ANY_JSON, DIGEST, container, refusal, upload
 
 
 def decode(body: bytes) -> Json:
@@ -401,87 +395,6 @@ def test_a_dollar_refers_and_two_dollars_are_one(
     assert parse_reference(value) == reference
     if reference is None:
         assert parse_literal(value) == literal
-
-
-@pytest.mark.parametrize(
-    ("values", "seconds"),
-    [
-        ([], DEFAULT_DURATION),
-        ([""], DEFAULT_DURATION),
-        (["1"], 1),
-        (["060"], 60),
-        ([str(MAX_DURATION)], MAX_DURATION),
-    ],
-)
-def test_a_duration_is_whole_seconds_and_an_hour_by_default(values: list[str], seconds: int) -> None:
-    assert parse_duration(values) == seconds
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        *(
-            [value]
-            for value in [
-                "0",
-                "-5",
-                "+5",
-                "abc",
-                "1e3",
-                "0.5",
-                "60s",
-                "0x10",
-                "1_000",
-                "NaN",
-                "Infinity",
-                "٣",
-            ]
-        ),
-        [" 60"],
-        ["60\n"],
-        [str(MAX_DURATION + 1)],
-        ["9" * 5000],
-        ["60", "70"],
-        ["60", "60"],
-        ["", ""],
-    ],
-)
-def test_a_duration_that_is_not_whole_seconds_is_refused(values: list[str]) -> None:
-    with pytest.raises(
-        RequestError, match="duration must be one whole number of seconds from 1 to"
-    ) as caught:
-        parse_duration(values)
-    assert caught.value.status == 400
-    assert len(str(caught.value)) < 200
-
-
-def test_a_hash_is_52_characters() -> None:
-    assert parse_hash([HASH]) == HASH
-
-
-@pytest.mark.parametrize("values", [[], [""]])
-def test_a_request_without_its_hash_gets_422_as_recorded(values: list[str]) -> None:
-    with pytest.raises(HashMissingError, match="manifestHash must be specified") as caught:
-        parse_hash(values)
-    assert caught.value.status == 422
-
-
-@pytest.mark.parametrize(
-    "values", [["x"], [HASH.upper()], [HASH + "\n"], [HASH, HASH], ["a" * 100_000], ["../" * 20]]
-)
-def test_what_cannot_be_a_hash_names_no_pod(values: list[str]) -> None:
-    with pytest.raises(NotFoundError) as caught:
-        parse_hash(values)
-    assert len(str(caught.value)) < 200
-
-
-@pytest.mark.parametrize("parse", [parse_duration, parse_hash])
-@given(values=st.lists(ANY_TEXT, max_size=3))
-def test_any_query_values_are_parsed_or_refused_with_a_client_error(
-    parse: Callable[[list[str]], object], values: list[str]
-) -> None:
-    error = refusal(parse, values)
-    assert error is None or 400 <= error.status < 500
 
 
 def test_the_limits_leave_room_for_what_linux_takes_in_one_string() -> None:
