@@ -29,6 +29,7 @@ DOORS = {
         "codius_node.answers",
         "codius_node.client",
         "codius_node.daemon",
+        "codius_node.outbound",
         "codius_node.podman",
         "codius_node.registry",
     },
