@@ -8,7 +8,7 @@ import logging
 import re
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -29,6 +29,7 @@ from codius_node.errors import (
     RequestError,
 )
 from codius_node.model import Capacity, Currency, Json, LogLine, ManifestHash, Pod, Quote, Upload
+from codius_node.peers import MAX_EXCHANGED, MAX_LIST_BODY, MAX_SAMPLE, Discovery, parse_peer_list
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,6 @@ MAX_SENTENCES: Final = 256
 """Sentences of progress kept for a client that reads slowly; older ones are dropped."""
 PARSE_INLINE: Final = 64 * 1024
 """Bytes of a body parsed on the event loop (about 5 ms); larger ones are parsed in a thread."""
-MAX_PEERS: Final = 1000
-"""Peers in one answer, and the default."""
 END_SECONDS: Final = 20.0
 """What requests that change a pod get to end when the node stops, before they are cancelled."""
 UNDO_SECONDS: Final = 20.0
@@ -100,6 +99,9 @@ class Peers(Protocol):
 
     async def sample(self, limit: int) -> Sequence[str]: ...
     async def count(self) -> int: ...
+    def suggest(self, uris: Iterable[str]) -> None:
+        """Names somebody told; nothing is asked before the answer."""
+        ...
 
 
 class HostStats(Protocol):
@@ -139,6 +141,7 @@ def build_app(
             ("GET", "/info", api.tell_info),
             ("GET", "/memory", api.tell_memory),
             ("GET", "/peers", api.tell_peers),
+            ("POST", "/peers/discover", api.discover),
             ("GET", "/pods", api.show_pod),
             ("OPTIONS", "/pods", api.quote),
             ("POST", "/pods", api.upload),
@@ -222,7 +225,7 @@ class _Api:
                 "runningContracts": capacity.running,
             }
         if request.query.getall("requestPeers", []) == ["true"]:
-            info["peers"] = list(await self._peers.sample(MAX_PEERS))
+            info["peers"] = list(await self._peers.sample(MAX_SAMPLE))
         return answers.render_json(info)
 
     async def tell_memory(self, _: web.Request) -> web.Response:
@@ -232,6 +235,13 @@ class _Api:
     async def tell_peers(self, request: web.Request) -> web.Response:
         limit = _parse_limit(request.query.getall("limit", []))
         return answers.render_json({"peers": list(await self._peers.sample(limit))})
+
+    async def discover(self, request: web.Request) -> web.Response:
+        _check_content_type(request)
+        body = await _read_body(request, limit=MAX_LIST_BODY)
+        self._peers.suggest(parse_peer_list(schema.decode_json(body, limit=MAX_LIST_BODY)))
+        known = await self._peers.sample(MAX_EXCHANGED)
+        return answers.render_json(Discovery(NAME, self._version, tuple(known)).as_document())
 
     async def _look(self) -> tuple[Capacity, str | None]:
         """The host's room, and why it would refuse an upload now."""
@@ -471,9 +481,8 @@ def _check_content_type(request: web.Request) -> None:
         )
 
 
-async def _read_body(request: web.Request) -> bytes:
+async def _read_body(request: web.Request, *, limit: int = schema.MAX_UPLOAD_BODY) -> bytes:
     """The body, decompressed, bounded while it is being read."""
-    limit = schema.MAX_UPLOAD_BODY
     if (request.content_length or 0) > limit:
         raise BodyTooLargeError(
             f"the body has {request.content_length} bytes; this host accepts at most {limit}"
@@ -482,21 +491,21 @@ async def _read_body(request: web.Request) -> bytes:
     async for chunk in request.content.iter_any():
         body += chunk
         if len(body) > limit:
-            raise _too_large()
+            raise _too_large(limit)
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
     # recorded: an encoding nobody knows is not looked at
-    return _decompress(bytes(body)) if encoding in COMPRESSIONS and body else bytes(body)
+    return _decompress(bytes(body), limit) if encoding in COMPRESSIONS and body else bytes(body)
 
 
-def _decompress(body: bytes) -> bytes:
+def _decompress(body: bytes, limit: int) -> bytes:
     """What gzip or zlib packed, whichever it is, and no more of it than a body may have."""
     decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     try:
-        plain = decoder.decompress(body, schema.MAX_UPLOAD_BODY + 1)
+        plain = decoder.decompress(body, limit + 1)
     except zlib.error as error:
         raise RequestError(f"the body cannot be decompressed: {error}") from error
-    if len(plain) > schema.MAX_UPLOAD_BODY:
-        raise _too_large()
+    if len(plain) > limit:
+        raise _too_large(limit)
     if not decoder.eof:
         raise RequestError("the body cannot be decompressed: its end is missing")
     if decoder.unused_data:
@@ -504,17 +513,15 @@ def _decompress(body: bytes) -> bytes:
     return plain
 
 
-def _too_large() -> BodyTooLargeError:
-    return BodyTooLargeError(
-        f"the body has more than {schema.MAX_UPLOAD_BODY} bytes, which is all this host accepts"
-    )
+def _too_large(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body has more than {limit} bytes, which is all this host accepts")
 
 
 def _parse_limit(values: Sequence[str]) -> int:
     if not values or values == [""]:
-        return MAX_PEERS
-    if len(values) > 1 or not re.fullmatch(r"[0-9]{1,4}", values[0]) or not 1 <= int(values[0]) <= MAX_PEERS:
-        raise RequestError(f"limit must be one whole number from 1 to {MAX_PEERS}")
+        return MAX_SAMPLE
+    if len(values) > 1 or not re.fullmatch(r"[0-9]{1,4}", values[0]) or not 1 <= int(values[0]) <= MAX_SAMPLE:
+        raise RequestError(f"limit must be one whole number from 1 to {MAX_SAMPLE}")
     return int(values[0])
 
 

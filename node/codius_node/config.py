@@ -462,7 +462,11 @@ class Settings:
         "CODIUS_ADMIN_PORT", _integer(1, 65535), "3001", "a port, 1-65535", "Port of the admin API."
     )
     dev: bool = _setting(
-        "CODIUS_DEV", _boolean, "false", "true or false", "Development mode: the log shows every step."
+        "CODIUS_DEV",
+        _boolean,
+        "false",
+        "true or false",
+        "Development mode: the log shows every step, and peers may be hosts below localhost, also by http.",
     )
 
     @property

@@ -30,6 +30,7 @@ from codius_node.hoststats import HostStats
 from codius_node.model import Pod, Target
 from codius_node.network import KernelNetwork
 from codius_node.noop import NoopEngine, NoopNetwork
+from codius_node.outbound import Outbound
 from codius_node.payments import FreeRail
 from codius_node.peers import Peers
 from codius_node.podman import Podman
@@ -95,8 +96,15 @@ async def open_node(
         )
         rules = EgressRules(network=network, store=store, own=policy.egress, chosen=chosen, clock=clock)
         watch = NetworkWatch(network=network, bank=engine.bank_traffic, clock=clock)
-        peers = Peers(store, bootstrap=settings.bootstrap_peers, own=settings.public_uri, clock=clock)
+        peers = Peers(
+            store,
+            Outbound(development=settings.dev),
+            bootstrap=settings.bootstrap_peers,
+            own=settings.public_uri,
+            clock=clock,
+        )
         await peers.start()
+        stack.push_async_callback(peers.aclose)
         stack.push_async_callback(reconciler.aclose)
         await reconciler.recover()
         if not settings.noop:

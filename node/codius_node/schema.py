@@ -553,6 +553,11 @@ def check_vars_file(document: Json) -> None:
     _refuse(_problems(_VARS_FILE, document))
 
 
+def check(shape: Shape, document: Json) -> None:
+    """RequestError when `document` has another shape."""
+    _refuse(_problems(shape, document))
+
+
 def _problems(shape: Shape, document: Json) -> list[Problem]:
     problems: list[Problem] = []
     shape.check(document, Place(), problems)

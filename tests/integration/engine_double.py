@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -179,16 +179,20 @@ class WatchDouble:
 
 
 class PeersDouble:
-    """A list."""
+    """A list, and what was suggested for it."""
 
     def __init__(self, *uris: str) -> None:
         self.uris = uris
+        self.suggested: list[str] = []
 
     async def sample(self, limit: int) -> Sequence[str]:
         return self.uris[:limit]
 
     async def count(self) -> int:
         return len(self.uris)
+
+    def suggest(self, uris: Iterable[str]) -> None:
+        self.suggested += uris
 
 
 class HostDouble:

@@ -18,6 +18,7 @@ from codius_node.engine import Engine
 from codius_node.feed import Feed
 from codius_node.model import LogLine, ManifestHash, Pod, Target
 from codius_node.noop import NoopEngine, NoopNetwork
+from codius_node.outbound import Outbound
 from codius_node.payments import FreeRail
 from codius_node.peers import Peers
 from codius_node.policy import build_policy
@@ -130,7 +131,11 @@ async def open_recorded_host(directory: Path) -> AsyncIterator[RecordedHost]:
         await feed.start(settings.feed_socket)
         stack.push_async_callback(feed.aclose)
         app = api.build_app(
-            engine=engine, peers=Peers(store), host=host, settings=settings, started_at=datetime.now(UTC)
+            engine=engine,
+            peers=Peers(store, Outbound()),
+            host=host,
+            settings=settings,
+            started_at=datetime.now(UTC),
         )
         runner = answers.Runner(app, shutdown_timeout=1)
         await runner.setup()
