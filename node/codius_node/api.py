@@ -118,17 +118,35 @@ class HostStats(Protocol):
     def load(self) -> float: ...
 
 
+class SelfTest(Protocol):
+    """Whoever tries the host out from time to time."""
+
+    @property
+    def success(self) -> bool | None:
+        """None: not known."""
+        ...
+
+
 def build_app(
     *,
     engine: Engine,
     peers: Peers,
     host: HostStats,
+    selftest: SelfTest,
     settings: Settings,
     started_at: datetime,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> web.Application:
     """The API as an application; serve it with `answers.Runner`."""
-    api = _Api(engine=engine, peers=peers, host=host, settings=settings, started_at=started_at, clock=clock)
+    api = _Api(
+        engine=engine,
+        peers=peers,
+        host=host,
+        selftest=selftest,
+        settings=settings,
+        started_at=started_at,
+        clock=clock,
+    )
     app = web.Application(middlewares=[_answer_preflight, answers.answer_errors])
     app.on_response_prepare.append(answers.set_headers)
     app.on_response_prepare.append(_allow_any_origin)
@@ -162,6 +180,7 @@ class _Api:
         engine: Engine,
         peers: Peers,
         host: HostStats,
+        selftest: SelfTest,
         settings: Settings,
         started_at: datetime,
         clock: Callable[[], datetime],
@@ -169,6 +188,7 @@ class _Api:
         self._engine = engine
         self._peers = peers
         self._host = host
+        self._selftest = selftest
         self._settings = settings
         self._started_at = started_at
         self._clock = clock
@@ -213,8 +233,8 @@ class _Api:
             "currency": self._engine.currency.code,
             "costPerMonth": _number(self._engine.cost_per_month),
             "uri": self._settings.public_uri.origin,
-            # whether the host could be asked for a pod at this moment; a full one could
-            "selfTestSuccess": refusal is None or capacity.full,
+            # null before the first test, and after one that could not try everything
+            "selfTestSuccess": self._selftest.success,
         }
         if self._settings.additional_host_info:
             info |= {

@@ -37,6 +37,7 @@ from codius_node.podman import Podman
 from codius_node.policy import build_policy
 from codius_node.reconciler import Reconciler
 from codius_node.resolvers import find_host_resolvers
+from codius_node.selftest import SelfTest
 from codius_node.store import Store
 from codius_node.watch import NetworkWatch
 
@@ -115,14 +116,24 @@ async def open_node(
         await feed.start(settings.feed_socket)
         stack.push_async_callback(feed.aclose)
         _share(settings.feed_socket)
-        public = api.build_app(engine=engine, peers=peers, host=host, settings=settings, started_at=clock())
+        selftest = SelfTest(settings=settings, engine=engine, images=containers, clock=clock)
+        public = api.build_app(
+            engine=engine,
+            peers=peers,
+            host=host,
+            selftest=selftest,
+            settings=settings,
+            started_at=clock(),
+        )
         await _listen(public, settings.api_socket, stack)
         _share(settings.api_socket)
-        operators = admin.build_app(engine=engine, rules=rules, watch=watch, clock=clock)
+        operators = admin.build_app(engine=engine, rules=rules, watch=watch, selftest=selftest, clock=clock)
         await _listen(operators, settings.admin_socket, stack)
         settings.admin_socket.chmod(0o600)
         if settings.admin_api:
             await _listen_tcp(operators, settings.admin_port, stack)
+        selftest.start()
+        stack.push_async_callback(selftest.aclose)
         loop = asyncio.create_task(reconciler.run(), name="reconciler")
         stack.push_async_callback(_cancel, loop)
         yield Node(settings, engine, store, feed, reconciler)

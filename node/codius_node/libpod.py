@@ -318,6 +318,11 @@ def parse_info(body: bytes) -> tuple[str, str]:
     return _text(_object(document.get("version")), "Version"), _text(runtime, "name")
 
 
+def parse_digest(body: bytes) -> str:
+    """The image's digest in the answer of `images/X/json`. ValueError for nonsense."""
+    return _text(_object(json.loads(body)), "Digest")
+
+
 def parse_ids(body: bytes) -> list[str]:
     """The answer of `containers/json`. ValueError for nonsense."""
     return [_text(entry, "Id") for entry in _objects(json.loads(body) or [])]

@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from codius_netpolicy.policy import DEFAULT_DENIED_RANGES
 from codius_node import schema
-from codius_node.config import PublicUri
+from codius_node.config import PublicUri, is_loopback_name
 from codius_node.errors import CodiusError
 from codius_node.model import Json
 
@@ -66,11 +66,6 @@ class AnswerError(CodiusError):
 def is_public(address: Address) -> bool:
     """Whether a stranger may send us there."""
     return not any(address in network for network in NEVER_PUBLIC)
-
-
-def is_loopback_name(host: str) -> bool:
-    """Localhost and the names below it, which are this very machine (RFC 6761 section 6.3)."""
-    return host == "localhost" or host.endswith(".localhost")
 
 
 class Outbound:

@@ -195,6 +195,22 @@ class PeersDouble:
         self.suggested += uris
 
 
+class SelfTestDouble:
+    """Says what it is told to."""
+
+    def __init__(self) -> None:
+        self.success: bool | None = None
+        self.report: dict[str, Json] = {"success": None, "steps": [], "unchecked": []}
+        self.runs = 0
+
+    async def run(self) -> SelfTestDouble:
+        self.runs += 1
+        return self
+
+    def as_document(self) -> dict[str, Json]:
+        return self.report
+
+
 class HostDouble:
     """A machine of 16 GiB, up for an hour."""
 
@@ -214,6 +230,7 @@ class Served:
 
     engine: EngineDouble
     peers: PeersDouble
+    selftest: SelfTestDouble
     client: aiohttp.ClientSession
     socket: Path
 
@@ -246,10 +263,12 @@ async def serve_api(
 ) -> AsyncIterator[Served]:
     engine = EngineDouble()
     peers = PeersDouble("https://a.example", "https://b.example")
+    selftest = SelfTestDouble()
     app = api.build_app(
         engine=engine,
         peers=peers,
         host=HostDouble(),
+        selftest=selftest,
         settings=settings or load({}),
         started_at=NOON - timedelta(seconds=90),
         clock=lambda: engine.now,
@@ -261,4 +280,4 @@ async def serve_api(
             "http://codius.localhost:3000", connector=aiohttp.UnixConnector(path=str(socket))
         ) as client,
     ):
-        yield Served(engine, peers, client, socket)
+        yield Served(engine, peers, selftest, client, socket)

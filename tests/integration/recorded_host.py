@@ -25,7 +25,7 @@ from codius_node.policy import build_policy
 from codius_node.store import Store
 from codius_proxy import worker
 from codius_proxy.config import ProxyConfig
-from tests.integration.engine_double import HostDouble
+from tests.integration.engine_double import HostDouble, SelfTestDouble
 
 DEADLINE = 10.0
 ZONE = "localhost"
@@ -134,6 +134,7 @@ async def open_recorded_host(directory: Path) -> AsyncIterator[RecordedHost]:
             engine=engine,
             peers=Peers(store, Outbound()),
             host=host,
+            selftest=SelfTestDouble(),
             settings=settings,
             started_at=datetime.now(UTC),
         )

@@ -19,7 +19,7 @@ from codius_node.config import load
 from codius_node.outbound import Outbound
 from codius_node.peers import Peers
 from codius_node.store import Store
-from tests.integration.engine_double import EngineDouble, HostDouble
+from tests.integration.engine_double import EngineDouble, HostDouble, SelfTestDouble
 
 DEADLINE: Final = 20.0
 SECONDS: Final = 1.0
@@ -65,6 +65,7 @@ async def neighbour(directory: Path, *bootstrap: str) -> AsyncIterator[Neighbour
             engine=EngineDouble(),
             peers=host.peers,
             host=HostDouble(),
+            selftest=SelfTestDouble(),
             settings=settings,
             started_at=host.now,
         )
