@@ -17,6 +17,8 @@ from typing import Final
 
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from codius_node import outbound
 from codius_node.config import PublicUri
@@ -338,6 +340,32 @@ async def test_a_head_that_never_ends_is_cut_off(head: bytes, piece: bytes) -> N
     assert sent[0] < LEFT_IN_SOCKETS
 
 
+CHUNKED: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 40),
+        (CHUNKED + b"1", b";extension=x" * 80),
+        (CHUNKED, b"0" * 1000),
+        (CHUNKED + b"0\r\n", b"X-Trailer: y\r\n" * 80),
+    ],
+    ids=["interim", "extension", "chunk-size", "trailers"],
+)
+async def test_framing_that_never_ends_costs_time_and_no_memory(head: bytes, piece: bytes) -> None:
+    async with flooding(head, piece) as (server, sent):
+        tracemalloc.start()
+        try:
+            with pytest.raises(AnswerError):
+                await ask(server, seconds=0.3)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert sent[0] > 0
+    assert most < 8 * 2**20  # the sender's own buffers among it
+
+
 # ---- what -----------------------------------------------------------------------------------------
 
 
@@ -365,3 +393,48 @@ async def test_anything_but_json_is_refused_in_words(reply: bytes, said: str) ->
     async with origin(once) as server:
         with pytest.raises(AnswerError, match=said):
             await ask(server)
+
+
+PIECES: Final = st.sampled_from(
+    [
+        *(
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.1 301 Moved\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\n",
+            b"HTTP/9.9 200\r\n",
+        ),
+        *(b"Content-Length: 2\r\n", b"Content-Length: -1\r\n", b"Content-Length: 99999999999999999999\r\n"),
+        *(b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip\r\n", b"Content-Encoding: \xff\r\n"),
+        *(
+            b"Location: http://169.254.169.254/\r\n",
+            b"Location: \r\n",
+            b"Set-Cookie: a=b\r\n",
+            b"X: \x00\r\n",
+        ),
+        *(
+            b"\r\n",
+            b"{}",
+            b"2\r\n{}\r\n",
+            b"0\r\n\r\n",
+            b"ffffffffffffffff\r\n",
+            b"[",
+            b'"\\ud800"',
+            b"1e999",
+        ),
+    ]
+)
+
+
+@given(reply=st.lists(PIECES | st.binary(max_size=20), max_size=8).map(b"".join))
+@settings(max_examples=100, deadline=None)
+def test_whatever_bytes_come_back_are_json_or_an_error_of_ours(reply: bytes) -> None:
+    async def once(line: Line) -> None:
+        await line.read_request()
+        await line.send(reply)
+
+    async def try_it() -> None:
+        async with origin(once) as server:
+            with contextlib.suppress(AnswerError):
+                json.dumps(await ask(server))
+
+    asyncio.run(try_it())
