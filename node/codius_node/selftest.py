@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 import socket
@@ -33,6 +34,8 @@ TEST_SECONDS: Final = 300.0
 """For a test as a whole; an operator's own image may have to be pulled."""
 STEP_SECONDS: Final = 20.0
 """For a step that waits for a name or a visit."""
+CONNECT_SECONDS: Final = 5.0
+"""For one of a name's addresses, so that a silent one leaves time for the next."""
 PAUSE_SECONDS: Final = 0.1
 """Between two visits: each process of the front door hears of a new pod by itself, within milliseconds."""
 SAMPLE_SECONDS: Final = 60
@@ -249,8 +252,14 @@ class SelfTest:
         host = self._settings.public_uri.host
         # names below localhost are loopback for everybody, whatever the zone says
         wanted = () if is_loopback_name(host) else self._settings.public_addresses
-        async with asyncio.timeout(self._step_seconds):
-            found = {name: await _look_up(name) for name in (host, f"{PROBE_LABEL}.{host}")}
+        try:
+            async with asyncio.timeout(self._step_seconds):
+                found = {name: await _look_up(name) for name in (host, f"{PROBE_LABEL}.{host}")}
+        except TimeoutError as error:
+            raise StepError(
+                f"no answer about {host} and the names below it within {self._step_seconds:.0f} s",
+                hint="Has this machine a resolver (/etc/resolv.conf), and does the zone's server answer?",
+            ) from error
         return judge_names(host, wanted, found)
 
     async def _ask_the_host(self, _: _Trial) -> str:
@@ -362,8 +371,10 @@ class SelfTest:
                         return await work()
                     except StepError as error:
                         last = error.message
-                    except (OSError, EOFError) as error:
-                        last = f"the connection broke: {client.explain(error)}"
+                    except OSError as error:
+                        last = f"the connection broke: {_explain(error)}"
+                    except EOFError:
+                        last = "the connection ended too early"
                     await asyncio.sleep(PAUSE_SECONDS)
         raise StepError(last, hint=hint)
 
@@ -384,8 +395,6 @@ async def _try(
         return Step(name, Verdict.UNCHECKED, error.message, error.hint)
     except CodiusError as error:
         return Step(name, Verdict.FAILED, error.message, error.hint)
-    except TimeoutError:
-        return Step(name, Verdict.FAILED, "no answer in time")
     except Exception as error:
         logger.exception("self-test: unforeseen error")
         return Step(
@@ -431,26 +440,39 @@ async def _open(url: str) -> AsyncIterator[tuple[str, asyncio.StreamReader, asyn
     name = parts.hostname or ""
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
-    addresses = await _look_up(name)
-    last: OSError = OSError(f"{name} has no address")
-    for address in addresses:
+    problems = []
+    for address in await _look_up(name):
         try:
-            reader, writer = await asyncio.open_connection(
-                address,
-                port,
-                limit=MAX_HEAD,
-                ssl=ssl.create_default_context() if secure else None,
-                server_hostname=name if secure else None,
-            )
+            async with asyncio.timeout(CONNECT_SECONDS):
+                reader, writer = await asyncio.open_connection(
+                    address,
+                    port,
+                    limit=MAX_HEAD,
+                    ssl=ssl.create_default_context() if secure else None,
+                    server_hostname=name if secure else None,
+                )
         except OSError as error:
-            last = error
+            problems.append(f"{address}: {_explain(error)}")
             continue
         try:
             yield parts.netloc, reader, writer
         finally:
             writer.close()
         return
-    raise last
+    raise StepError("; ".join(problems) or f"{name} has no address")
+
+
+def _explain(error: OSError) -> str:
+    """Why a connection failed or broke, in words."""
+    match error:
+        case TimeoutError():
+            return "no answer"
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not valid ({error.verify_message})"
+        case ssl.SSLError():
+            return f"no TLS ({error.reason})"
+        case _:
+            return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
 
 
 async def _read_all(reader: asyncio.StreamReader) -> bytes:

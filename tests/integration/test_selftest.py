@@ -9,12 +9,14 @@ import contextlib
 import io
 import logging
 import socket
+import ssl
 import tarfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from functools import partial
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +36,7 @@ from codius_node.selftest import Report, SelfTest, StepError, Verdict, judge_nam
 from codius_node.store import Store
 from codius_proxy import worker
 from codius_proxy.config import ProxyConfig
+from tests.harness.certificates import make_contexts
 from tests.harness.origin import Line, Received, origin, websocket_echo
 from tests.integration.engine_double import HostDouble, PeersDouble
 
@@ -143,12 +146,20 @@ class Host:
 
 
 @asynccontextmanager
-async def open_host(directory: Path, *, front_door: bool = True) -> AsyncIterator[Host]:
+async def open_host(
+    directory: Path, *, front_door: bool = True, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Host]:
+    """With `tls` the world sees it by https, as through a reverse proxy."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = int(listening.getsockname()[1])
+    scheme = "http"
+    relay: asyncio.Server | None = None
+    if tls is not None:
+        relay = await asyncio.start_server(partial(pass_on, port), "127.0.0.1", 0, ssl=tls)
+        scheme, port = "https", relay.sockets[0].getsockname()[1]
     settings = load(
         {
-            "CODIUS_PUBLIC_URI": f"http://codius.localhost:{port}",
+            "CODIUS_PUBLIC_URI": f"{scheme}://codius.localhost:{port}",
             "CODIUS_ROOT": str(directory),
             "CODIUS_RUN": str(directory),
             "CODIUS_POD_RESOLVERS": "192.0.2.53",
@@ -156,6 +167,8 @@ async def open_host(directory: Path, *, front_door: bool = True) -> AsyncIterato
     )
     async with AsyncExitStack() as stack:
         stack.callback(listening.close)
+        if relay is not None:
+            await stack.enter_async_context(relay)
         containers, rail, feed = Processes(), Rail(), Feed()
         containers.keep_in(directory)
         stack.push_async_callback(containers.aclose)
@@ -198,11 +211,29 @@ async def open_host(directory: Path, *, front_door: bool = True) -> AsyncIterato
         yield host
 
 
+async def pass_on(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A connection, to the same bytes on another port, until either side ends it."""
+    inner, outer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+
+    ways = [asyncio.create_task(copy(reader, outer)), asyncio.create_task(copy(inner, writer))]
+    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    for way in ways:
+        way.cancel()
+    await asyncio.gather(*ways, return_exceptions=True)
+    writer.close()
+    outer.close()
+
+
 async def serve_front_door(settings: Settings, listening: socket.socket, stack: AsyncExitStack) -> None:
     config = ProxyConfig(
         zone=settings.public_uri.host,
         listen_address="127.0.0.1",
-        port=settings.public_uri.port,
+        port=int(listening.getsockname()[1]),
+        scheme=settings.public_uri.scheme,
         api_socket=settings.api_socket,
         feed_socket=settings.feed_socket,
         public_port=settings.public_uri.port,
@@ -259,6 +290,26 @@ async def test_every_test_is_a_pod_of_its_own_and_two_at_once_are_one(host: Host
     third = host.retest()
     assert (await third.run()).success is True
     assert len({pod.hash for pod in await host.engine.pods()}) == 2
+
+
+async def test_a_host_that_the_world_sees_by_https_is_tested_by_https(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving, trusting = make_contexts(tmp_path, "codius.localhost", "*.codius.localhost")
+    async with asyncio.timeout(DEADLINE), open_host(tmp_path, tls=serving) as host:
+        report = await host.test.run()
+        assert verdicts(report)["front door"] == "failed"
+        assert "its certificate is not valid" in message(report, "front door")
+        assert verdicts(report)["upload"] == "unchecked"
+        monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", trusting)
+        report = await host.retest(step_seconds=IMPATIENT).run()
+        assert verdicts(report) == ALL_PASSED | {"visit": "failed", "websocket": "failed"}
+        assert "127.0.0.1: its certificate is not valid" in message(report, "visit")
+        assert "; ::1: " in message(report, "websocket")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        report = await host.test.run()
+    assert verdicts(report) == ALL_PASSED, report
+    assert f"https://codius.localhost:{host.settings.public_uri.port}" in message(report, "front door")
 
 
 async def test_a_host_whose_front_door_is_closed_fails_there_and_tries_no_upload(tmp_path: Path) -> None:
@@ -349,6 +400,46 @@ async def test_a_websocket_that_is_none_fails(host: Host, read: bool, echo: byte
         report = await host.retest(step_seconds=IMPATIENT).run()
     assert verdicts(report)["websocket"] == "failed"
     assert said in message(report, "websocket")
+
+
+async def test_an_address_that_is_silent_leaves_time_for_the_next(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = IPv4Address("127.0.0.2")
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        full.bind((str(silent), host.settings.public_uri.port))
+        full.listen(0)
+        for _ in range(4):  # its queue is full, and it answers nobody any more
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        monkeypatch.setattr(selftest, "CONNECT_SECONDS", 0.1)
+        asked: list[str] = []
+
+        async def look_up(name: str) -> list[str]:
+            asked.append(name)
+            return [str(silent), "127.0.0.1"]
+
+        monkeypatch.setattr(selftest, "_look_up", look_up)
+        report = await host.test.run()
+    assert verdicts(report) == ALL_PASSED, report
+    assert len(asked) == 4
+
+
+async def test_a_resolver_that_says_nothing_fails_the_names(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(_: str) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(selftest, "_look_up", silent)
+    report = await host.retest(step_seconds=IMPATIENT).run()
+    assert verdicts(report)["names"] == "failed"
+    assert verdicts(report)["front door"] == "unchecked"
+    assert "resolver" in message(report, "names")
 
 
 async def test_an_operators_own_image_need_only_serve_and_echo(host: Host) -> None:
