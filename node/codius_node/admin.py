@@ -1,4 +1,4 @@
-"""The operator's HTTP API: every pod, the price and the network policy; for root and the node's own user."""
+"""The operator's HTTP API: pods, price, network policy, self-test; for root and the node's own user."""
 
 from __future__ import annotations
 
@@ -61,11 +61,24 @@ class Watch(Protocol):
     def repairs(self) -> Repairs: ...
 
 
+class Report(Protocol):
+    """What came of a self-test."""
+
+    def as_document(self) -> dict[str, Json]: ...
+
+
+class SelfTest(Protocol):
+    """What the admin API asks of whoever tries the host out."""
+
+    async def run(self) -> Report: ...
+
+
 def build_app(
     *,
     engine: Engine,
     rules: Rules,
     watch: Watch,
+    selftest: SelfTest,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     allowed_uids: frozenset[int] | None = None,
 ) -> web.Application:
@@ -76,6 +89,10 @@ def build_app(
     guard = _Guard(frozenset({0, os.geteuid()}) if allowed_uids is None else allowed_uids)
     admin = _Admin(engine, clock)
     network = _NetworkAdmin(engine, rules, watch)
+
+    async def test(_: web.Request) -> web.Response:
+        return answers.render_json((await selftest.run()).as_document())
+
     app = web.Application(middlewares=[answers.answer_operators_errors, guard.check])
     app.on_response_prepare.append(answers.set_headers)
     answers.add_routes(
@@ -89,6 +106,7 @@ def build_app(
             ("GET", "/policy", network.tell),
             ("PUT", "/policy", network.change),
             ("DELETE", "/policy", network.reset),
+            ("POST", "/selftest", test),
             ("*", answers.ANY_PATH, _refuse_path),
         ),
     )
@@ -263,8 +281,8 @@ def parse_config(document: Json) -> Decimal:
 async def _refuse_path(request: web.Request) -> web.StreamResponse:
     raise NotFoundError(
         f"there is no {request.method} {request.path}",
-        hint="There are GET /pods, POST /pods/<hash>/probe, GET, PUT and DELETE /policy, GET /getPods,"
-        " GET /getPodInfo?id= and POST /config.",
+        hint="There are GET /pods, POST /pods/<hash>/probe, GET, PUT and DELETE /policy, POST /selftest,"
+        " GET /getPods, GET /getPodInfo?id= and POST /config.",
     )
 
 

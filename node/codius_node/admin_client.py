@@ -1,4 +1,4 @@
-"""What the operator asks of the node on this machine, by its admin socket: its pods, and their policy."""
+"""What the operator asks of the node on this machine, by its admin socket: pods, policy, self-test."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from codius_node import schema
 from codius_node.client import ANSWER_SECONDS, MAX_ANSWER, HostError, RefusedError, explain, read_body
 from codius_node.model import Json, ManifestHash
 from codius_node.policy import PolicyReport
+from codius_node.selftest import TEST_SECONDS, Report
 
 ORIGIN: Final = "http://localhost"
 """A name the admin API answers to; the socket is what decides who is asked."""
@@ -92,12 +93,23 @@ async def probe(admin_socket: Path, hash: ManifestHash) -> tuple[list[ProbeAnswe
         return [_read_probe(entry) for entry in entries], document
 
 
-async def _ask(admin_socket: Path, method: str, path: str, body: Json = None) -> Json:
+async def run_selftest(admin_socket: Path) -> tuple[Report, Mapping[str, Json]]:
+    """A self-test, and the node's own document of it."""
+    # The node's own limit is the one that ends it.
+    answer = await _ask(admin_socket, "POST", "/selftest", seconds=TEST_SECONDS + ANSWER_SECONDS)
+    with _reading(admin_socket, "report of a self-test"):
+        document = cast("dict[str, Json]", answer)
+        return Report.from_document(document), document
+
+
+async def _ask(
+    admin_socket: Path, method: str, path: str, body: Json = None, *, seconds: float = ANSWER_SECONDS
+) -> Json:
     with _reaching(admin_socket):
         async with (
             aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(path=str(admin_socket)),
-                timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=seconds),
             ) as session,
             session.request(
                 method, ORIGIN + path, data=None if body is None else schema.render_json(body)

@@ -1,4 +1,4 @@
-"""What `codiusd` does for the operator of the node on this machine: its pods, and their network policy."""
+"""What `codiusd` does for the operator of the node on this machine: pods, network policy, self-test."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from codius_node.admin_client import Change, PodListing, ProbeAnswer
 from codius_node.environment import read_environ
 from codius_node.errors import RequestError, SettingsError
 from codius_node.model import Json
-from codius_node.terminal import clean, print_json, print_table, render_length, render_size
+from codius_node.selftest import Report, Verdict
+from codius_node.terminal import clean, paint, print_json, print_table, render_length, render_size
 
+COLOURS: Final = {Verdict.PASSED: "32", Verdict.FAILED: "31", Verdict.UNCHECKED: "2"}
 LISTS: Final = ("deniedRanges", "allowedRanges", "deniedPorts", "allowedPorts")
 
 
@@ -81,6 +83,16 @@ def _probe(arguments: argparse.Namespace, socket: Path) -> int:
     return 0 if all(answer.ok for answer in answers) else 1
 
 
+def _test(arguments: argparse.Namespace, socket: Path) -> int:
+    """Status 1 when a step failed."""
+    report, document = asyncio.run(admin_client.run_selftest(socket))
+    if arguments.json:
+        print_json(dict(document))
+    else:
+        _show_report(report)
+    return 1 if report.success is False else 0
+
+
 def _show_listings(listings: Sequence[PodListing]) -> None:
     if not listings:
         print("No pods.")
@@ -118,10 +130,21 @@ def _show_probes(answers: Sequence[ProbeAnswer]) -> None:
     print_table([("", "PROBE", "EXPECTED", "FOUND", "DETAIL"), *rows])
 
 
+def _show_report(report: Report) -> None:
+    width = max(len(step.name) for step in report.steps)
+    for step in report.steps:
+        verdict = paint(f"{step.verdict.value:<9}", COLOURS[step.verdict])
+        hint = f"  {paint('->', '1')} {clean(step.hint)}" if step.hint else ""
+        print(f"{verdict}  {step.name:<{width}}  {clean(step.message)}{hint}")
+    for sentence in report.beyond:
+        print(f"{paint('unchecked', '2')}  {clean(sentence)}")
+
+
 COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, Path], int]]] = {
     "pods": _list_pods,
     "policy show": _show_policy,
     "policy set": _set_policy,
     "policy reset": _reset_policy,
     "policy probe": _probe,
+    "selftest": _test,
 }

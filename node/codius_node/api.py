@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ from codius_node.model import (
     Upload,
 )
 from codius_node.operations import Operation
+from codius_node.peers import MAX_EXCHANGED, MAX_LIST_BODY, parse_peer_list
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,9 @@ class Peers(Protocol):
 
     async def sample(self, limit: int) -> Sequence[str]: ...
     async def count(self) -> int: ...
+    def suggest(self, uris: Iterable[str]) -> None:
+        """Names somebody told; nothing is asked before the answer."""
+        ...
 
 
 class HostStats(Protocol):
@@ -135,17 +139,35 @@ class HostStats(Protocol):
     def load(self) -> float: ...
 
 
+class SelfTest(Protocol):
+    """Whoever tries the host out from time to time."""
+
+    @property
+    def success(self) -> bool | None:
+        """None: not known."""
+        ...
+
+
 def build_app(
     *,
     engine: Engine,
     peers: Peers,
     host: HostStats,
+    selftest: SelfTest,
     settings: Settings,
     started_at: datetime,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> web.Application:
     """The API as an application; serve it with `answers.Runner`."""
-    api = _Api(engine=engine, peers=peers, host=host, settings=settings, started_at=started_at, clock=clock)
+    api = _Api(
+        engine=engine,
+        peers=peers,
+        host=host,
+        selftest=selftest,
+        settings=settings,
+        started_at=started_at,
+        clock=clock,
+    )
     app = web.Application(middlewares=[_answer_preflight, answers.answer_errors])
     app.on_response_prepare.append(answers.set_headers)
     app.on_response_prepare.append(_allow_any_origin)
@@ -173,6 +195,7 @@ class _Api:
         engine: Engine,
         peers: Peers,
         host: HostStats,
+        selftest: SelfTest,
         settings: Settings,
         started_at: datetime,
         clock: Callable[[], datetime],
@@ -180,6 +203,7 @@ class _Api:
         self._engine = engine
         self._peers = peers
         self._host = host
+        self._selftest = selftest
         self._settings = settings
         self._started_at = started_at
         self._clock = clock
@@ -200,6 +224,7 @@ class _Api:
             (operations.INFO, self.tell_info),
             (operations.MEMORY, self.tell_memory),
             (operations.PEERS, self.tell_peers),
+            (operations.DISCOVER, self.discover),
             (operations.SHOW_POD, self.show_pod),
             (operations.QUOTE, self.quote),
             (operations.UPLOAD, self.upload),
@@ -250,8 +275,8 @@ class _Api:
             currency=self._engine.currency.code,
             cost_per_month=self._engine.cost_per_month,
             uri=self._settings.public_uri.origin,
-            # whether the host could be asked for a pod at this moment; a full one could
-            self_test_success=state.refusal is None or state.capacity.full,
+            # unknown before the first test, and after one that could not try everything
+            self_test_success=self._selftest.success,
             isolation=state.isolation,
             server_free_memory=state.capacity.free_memory if extra else None,
             server_uptime=int(self._host.uptime()) if extra else None,
@@ -269,6 +294,13 @@ class _Api:
     async def tell_peers(self, request: web.Request) -> web.Response:
         limit = _read(parameters.LIMIT, request)
         return _answer(replies.PeerList(tuple(await self._peers.sample(limit))))
+
+    async def discover(self, request: web.Request) -> web.Response:
+        bodies.check_is_json(request)
+        body = await bodies.read_body(request, limit=MAX_LIST_BODY)
+        self._peers.suggest(parse_peer_list(schema.decode_json(body, limit=MAX_LIST_BODY)))
+        known = await self._peers.sample(MAX_EXCHANGED)
+        return _answer(replies.Discovery(NAME, self._version, tuple(known)))
 
     async def tell_openapi(self, _: web.Request) -> web.Response:
         return answers.render_json(self._description)

@@ -49,6 +49,7 @@ OPERATOR_COMMANDS: Final = {
     "doctor": "look at this machine, and name what would keep a host from working",
     "pods": "list the pods of the node on this machine; with HASH, ask a host about one",
     "policy": "whom pods reach on the network: show it, change it, try it out in a pod",
+    "selftest": "have the node upload a sample to itself by its public address, and tell each step",
 }
 CLIENT_COMMANDS: Final = {
     "quote": "what a host would take for a manifest",
@@ -173,6 +174,10 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_json(pods)
 
     _add_policy_actions(add("policy", _administer))
+
+    selftest = add("selftest", _administer)
+    _add_env_file(selftest)
+    _add_json(selftest)
 
     for name in ("quote", "upload"):
         command = add(name, _ask_host)

@@ -21,6 +21,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from codius_node import manifest, schema
+from codius_node.config import is_loopback_name
 from codius_node.errors import CodiusError
 from codius_node.model import Json, LogLine, ManifestHash
 from codius_node.registry import Registry
@@ -237,7 +238,7 @@ class LoopbackResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         name = host.lower().rstrip(".")
-        if name != "localhost" and not name.endswith(".localhost"):
+        if not is_loopback_name(name):
             return await self._others.resolve(host, port, family)
         return [
             ResolveResult(
@@ -402,12 +403,16 @@ class Client:
             async for raw in _split_lines(response):
                 yield parse_log_line(raw)
 
+    async def info(self, *, seconds: float = ANSWER_SECONDS) -> Mapping[str, Json]:
+        """What the host tells of itself."""
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        async with self._request("GET", "/info", timeout=timeout) as response:
+            return await self._read_answer(response)
+
     async def _find_currency(self) -> str | None:
         """What the host counts prices in; old hosts and busy ones may not say."""
-        timeout = aiohttp.ClientTimeout(total=CURRENCY_SECONDS)
         try:
-            async with self._request("GET", "/info", timeout=timeout) as response:
-                currency = (await self._read_answer(response)).get("currency")
+            currency = (await self.info(seconds=CURRENCY_SECONDS)).get("currency")
         except CodiusError:
             return None
         return currency if isinstance(currency, str) and re.fullmatch(r"\w{1,16}", currency) else None

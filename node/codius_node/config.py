@@ -148,6 +148,11 @@ def _socket(value: str) -> Path:
     return _path(value.removeprefix("unix://"))
 
 
+def is_loopback_name(host: str) -> bool:
+    """The name localhost and those below it, which are this very machine (RFC 6761 section 6.3)."""
+    return host == "localhost" or host.endswith(".localhost")
+
+
 def parse_public_uri(value: str) -> PublicUri:
     """An http(s) URI with a host name and nothing behind it; ValueError otherwise."""
     parts = urlsplit(value)
@@ -238,6 +243,13 @@ def _endpoint(value: str) -> tuple[str, int] | None:
 
 def _line(value: str) -> str:
     if not value.isprintable() or len(value) > MAX_CONTACT:
+        raise ValueError
+    return value
+
+
+def _image(value: str) -> str:
+    # its whole grammar is the manifest's; here only what could not be one is kept out
+    if not re.fullmatch(r"[\x21-\x7e]{0,512}", value):
         raise ValueError
     return value
 
@@ -612,8 +624,27 @@ class Settings:
     admin_port: int = _setting(
         "CODIUS_ADMIN_PORT", _integer(1, 65535), "3001", "a port, 1-65535", "Port of the admin API."
     )
+    selftest: bool = _setting(
+        "CODIUS_SELFTEST",
+        _boolean,
+        "true",
+        "true or false",
+        "Whether the host uploads a sample to itself once a day, by its public address, and tells in /info"
+        " how that went.",
+    )
+    selftest_image: str = _setting(
+        "CODIUS_SELFTEST_IMAGE",
+        _image,
+        "",
+        "an image that serves HTTP and echoes WebSocket messages on port 8080",
+        "Sample of the self-test. Unset: a built-in one, for x86-64 and ARM64.",
+    )
     dev: bool = _setting(
-        "CODIUS_DEV", _boolean, "false", "true or false", "Development mode: the log shows every step."
+        "CODIUS_DEV",
+        _boolean,
+        "false",
+        "true or false",
+        "Development mode: the log shows every step, and peers may be hosts below localhost, also by http.",
     )
 
     @property
@@ -642,8 +673,7 @@ class Settings:
         """What the host's names resolve to; empty when only the operator can know it."""
         if self.chosen_public_addresses:
             return self.chosen_public_addresses
-        host = self.public_uri.host
-        if host == "localhost" or host.endswith(".localhost"):
+        if is_loopback_name(self.public_uri.host):
             return (LOOPBACK, ip_address("::1"))
         return () if self.bind_ip.is_unspecified else (self.bind_ip,)
 

@@ -31,12 +31,14 @@ from codius_node.hoststats import HostStats
 from codius_node.model import Pod, Target
 from codius_node.network import KernelNetwork
 from codius_node.noop import NoopEngine, NoopNetwork
+from codius_node.outbound import Outbound
 from codius_node.payments import FreeRail
 from codius_node.peers import Peers
 from codius_node.podman import Podman
 from codius_node.policy import build_policy
 from codius_node.reconciler import Reconciler
 from codius_node.resolvers import find_host_resolvers
+from codius_node.selftest import SelfTest
 from codius_node.store import Store
 from codius_node.watch import NetworkWatch
 
@@ -97,8 +99,15 @@ async def open_node(
         )
         rules = EgressRules(network=network, store=store, own=policy.egress, chosen=chosen, clock=clock)
         watch = NetworkWatch(network=network, bank=engine.bank_traffic, clock=clock)
-        peers = Peers(store, bootstrap=settings.bootstrap_peers, own=settings.public_uri, clock=clock)
+        peers = Peers(
+            store,
+            Outbound(development=settings.dev),
+            bootstrap=settings.bootstrap_peers,
+            own=settings.public_uri,
+            clock=clock,
+        )
         await peers.start()
+        stack.push_async_callback(peers.aclose)
         stack.push_async_callback(reconciler.aclose)
         await reconciler.recover()
         if not settings.noop:
@@ -113,14 +122,24 @@ async def open_node(
         await texts.start(settings.texts_socket)
         stack.push_async_callback(texts.aclose)
         settings.texts_socket.chmod(0o666)  # what DNS tells the world is no secret here
-        public = api.build_app(engine=engine, peers=peers, host=host, settings=settings, started_at=clock())
+        selftest = SelfTest(settings=settings, engine=engine, images=containers, clock=clock)
+        public = api.build_app(
+            engine=engine,
+            peers=peers,
+            host=host,
+            selftest=selftest,
+            settings=settings,
+            started_at=clock(),
+        )
         await _listen(public, settings.api_socket, stack)
         _share(settings.api_socket)
-        operators = admin.build_app(engine=engine, rules=rules, watch=watch, clock=clock)
+        operators = admin.build_app(engine=engine, rules=rules, watch=watch, selftest=selftest, clock=clock)
         await _listen(operators, settings.admin_socket, stack)
         settings.admin_socket.chmod(0o600)
         if settings.admin_api:
             await _listen_tcp(operators, settings.admin_port, stack)
+        selftest.start()
+        stack.push_async_callback(selftest.aclose)
         loop = asyncio.create_task(reconciler.run(), name="reconciler")
         stack.push_async_callback(_cancel, loop)
         yield Node(settings, engine, store, feed, texts, reconciler)

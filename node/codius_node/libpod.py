@@ -323,6 +323,11 @@ def classify_runtime(name: str) -> Isolation:
     return {"runsc": Isolation.GVISOR, "krun": Isolation.VM}.get(name, Isolation.CONTAINER)
 
 
+def parse_digest(body: bytes) -> str:
+    """The image's digest in the answer of `images/X/json`. ValueError for nonsense."""
+    return _text(_object(json.loads(body)), "Digest")
+
+
 def parse_ids(body: bytes) -> list[str]:
     """The answer of `containers/json`. ValueError for nonsense."""
     return [_text(entry, "Id") for entry in _objects(json.loads(body) or [])]

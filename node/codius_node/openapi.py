@@ -190,19 +190,27 @@ def _describe_reply(kind: type[Reply]) -> dict[str, Json]:
     return {
         "type": "object",
         "description": inspect.getdoc(kind),
-        "properties": {wire_name(each.name): _describe_field(hints[each.name]) for each in fields(kind)},
+        "properties": {
+            wire_name(each.name): _describe_field(hints[each.name], nullable=each.default is MISSING)
+            for each in fields(kind)
+        },
         "required": required,
         "additionalProperties": False,
     }
 
 
-def _describe_field(hint: Any) -> dict[str, Json]:
+def _describe_field(hint: Any, *, nullable: bool) -> dict[str, Json]:
+    """`nullable`: None is told as null, where otherwise the field is left out."""
     kind, meaning, *shape = get_args(hint)
     if shape:
         return {**describe_shape(*shape), "description": meaning}
-    if get_origin(kind) is UnionType:  # X | None: left out when None
-        [kind] = [each for each in get_args(kind) if each is not NoneType]
-    return {**_describe_type(kind), "description": meaning}
+    if get_origin(kind) is not UnionType:
+        return {**_describe_type(kind), "description": meaning}
+    [kind] = [each for each in get_args(kind) if each is not NoneType]  # of X | None
+    described = _describe_type(kind)
+    if nullable:
+        described = {"anyOf": [described, {"type": "null"}]}
+    return {**described, "description": meaning}
 
 
 def _describe_type(kind: Any) -> dict[str, Json]:

@@ -88,6 +88,14 @@ PEERS: Final = Operation(
     {JSON_TYPE: replies.PeerList},
     query=(parameters.LIMIT,),
 )
+DISCOVER: Final = Operation(
+    "discoverPeers",
+    "POST",
+    "/peers/discover",
+    "Tell this host of others, and hear whom it knows. It looks at each before it tells of it.",
+    {JSON_TYPE: replies.Discovery},
+    body=schema.PEER_LIST,
+)
 QUOTE: Final = Operation(
     "quote",
     "OPTIONS",

@@ -188,6 +188,24 @@ class Podman:
             raise ImageError(f"{image} was pulled and is not there", hint="Try again.")
         logger.info("pulled %s", image)
 
+    async def import_image(self, name: str, archive: bytes) -> str:
+        """Make an image of one layer, a tar archive, unless it is here; its reference by digest."""
+        if (found := await self._find_digest(name)) is not None:
+            return found
+        answer = await self._ask("POST", "/images/import", {"reference": name}, body=archive)
+        self._expect(answer, f"import {name}", HTTPStatus.OK)
+        logger.info("imported %s", name)
+        if (found := await self._find_digest(name)) is None:
+            raise EngineError(f"{name} was imported and is not there", hint="Try again.")
+        return found
+
+    async def _find_digest(self, name: str) -> str | None:
+        answer = await self._ask("GET", f"/images/{_segment(name)}/json")
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return None
+        self._expect(answer, f"look at {name}", HTTPStatus.OK)
+        return f"{name.rpartition(':')[0]}@{_parse(libpod.parse_digest, answer)}"
+
     def _image_error(self, image: str, reason: str) -> EngineError | ImageError:
         if libpod.mentions(reason, libpod.DISK_FULL):
             return _disk_full(f"pull {image}", reason)
@@ -574,8 +592,9 @@ class Podman:
         parameters: Mapping[str, str] | None = None,
         *,
         payload: Json = None,
+        body: bytes | None = None,
     ) -> Answer:
-        async with self._stream(method, path, parameters, payload=payload) as response:
+        async with self._stream(method, path, parameters, payload=payload, body=body) as response:
             return Answer(response.status, await response.read())
 
     @asynccontextmanager
@@ -587,6 +606,7 @@ class Podman:
         timeout: aiohttp.ClientTimeout | None = None,
         *,
         payload: Json = None,
+        body: bytes | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A response while it is read; whatever goes wrong with the connection is an EngineError."""
         if self._session is None:
@@ -594,7 +614,7 @@ class Podman:
         url = URL(API + path, encoded=True).with_query(dict(parameters or {}))
         try:
             async with self._session.request(
-                method, url, json=payload, timeout=timeout or self._session.timeout
+                method, url, json=payload, data=body, timeout=timeout or self._session.timeout
             ) as response:
                 yield response
         except TimeoutError as error:

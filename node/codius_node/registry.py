@@ -14,6 +14,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
+from codius_node.config import is_loopback_name
 from codius_node.errors import ImageError
 from codius_node.schema import IMAGE_PATTERN, quote
 
@@ -102,7 +103,7 @@ def parse_challenge(header: str) -> Challenge | None:
 
 def is_loopback(host: str) -> bool:
     """Whether this name or address can only be this very machine."""
-    if host == "localhost" or host.endswith(".localhost"):
+    if is_loopback_name(host):
         return True
     try:
         return ip_address(host).is_loopback

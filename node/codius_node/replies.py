@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, cast
@@ -30,7 +30,9 @@ class Info:
     currency: Annotated[str, "What prices are counted in."]
     cost_per_month: Annotated[Decimal, "The price of a pod for a month of 2628000 s, in units of `currency`."]
     uri: Annotated[str, "The host's public address."]
-    self_test_success: Annotated[bool, "Whether the host can do what it promises, as far as it can tell."]
+    self_test_success: Annotated[
+        bool | None, "What came of the host's last test of itself; null when there was none that could tell."
+    ]
     isolation: Annotated[Isolation | None, "What keeps pods apart from the host; absent while unknown."] = (
         None
     )
@@ -54,6 +56,15 @@ class PeerList:
     """Other hosts, a fresh random choice each time."""
 
     peers: Annotated[tuple[str, ...], "Their public addresses."]
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What one host tells another: its software, and whom it knows."""
+
+    name: Annotated[str, "The implementation."]
+    version: Annotated[str, "Its version."]
+    peers: Annotated[tuple[str, ...], "Hosts known here, their public addresses."]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +106,16 @@ class Step:
     error: Annotated[Error | None, "Why it does not; everything was undone."] = None
 
 
-Reply = Version | Info | FreeMemory | PeerList | Price | RunningPod | Error | Step
+Reply = Version | Info | FreeMemory | PeerList | Discovery | Price | RunningPod | Error | Step
 
 
 def render(reply: Reply) -> dict[str, Json]:
-    """The document a client gets: names in camelCase, and what is None left out."""
-    values = ((wire_name(field.name), getattr(reply, field.name)) for field in fields(reply))
-    return {name: _render_value(value) for name, value in values if value is not None}
+    """The document a client gets: names in camelCase; what may be left out is, where it is None."""
+    return {
+        wire_name(field.name): _render_value(value)
+        for field in fields(reply)
+        if (value := getattr(reply, field.name)) is not None or field.default is MISSING
+    }
 
 
 def wire_name(field: str) -> str:

@@ -41,6 +41,10 @@ MAX_ARGUMENTS: Final = 256
 """Words of a command."""
 MAX_VARIABLES: Final = 256
 """Entries of one environment or one set of variables."""
+MAX_PEER_LIST: Final = 1000
+"""Hosts that one host tells another at once, as recorded from the original's answers."""
+MAX_URI: Final = 256
+"""Characters of a host's address: a name of 190, its scheme and its port."""
 
 MAX_SHOWN: Final = 60
 """Characters of a stranger's value repeated in an error text."""
@@ -446,6 +450,13 @@ _PRIVATE_VARIABLE: Final = Record(
     {"nonce": _strings("a string", MAX_NONCE), "value": _VALUE},
 )
 MANIFEST: Final = _manifest(_VARIABLE)
+PEER_URIS: Final = ListOf(
+    f"an array of at most {MAX_PEER_LIST} URIs",
+    Text(f"a URI of at most {MAX_URI} characters", MAX_URI),
+    0,
+    MAX_PEER_LIST,
+)
+PEER_LIST: Final = Record("a JSON object with peers", {"peers": PEER_URIS})
 UPLOAD: Final = Record(
     "a JSON object with manifest and private",
     {
@@ -541,6 +552,11 @@ def check_codius_file(document: Json) -> None:
 def check_vars_file(document: Json) -> None:
     """RequestError when `document` is not a codiusvars.json: `{vars: {public?, private?}}`."""
     _refuse(_problems(_VARS_FILE, document))
+
+
+def check(shape: Shape, document: Json) -> None:
+    """RequestError when `document` has another shape."""
+    _refuse(_problems(shape, document))
 
 
 def _problems(shape: Shape, document: Json) -> list[Problem]:

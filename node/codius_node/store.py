@@ -394,6 +394,12 @@ class Store:
         return known
 
     @_reading
+    async def peers(self) -> dict[str, int]:
+        """All of them, with their failures in a row."""
+        rows = await self._rows("SELECT uri, failures FROM peers")
+        return {row["uri"]: row["failures"] for row in rows}
+
+    @_reading
     async def sample_peers(self, limit: int) -> list[str]:
         """Some peers by chance."""
         rows = await self._rows("SELECT uri FROM peers ORDER BY random() LIMIT ?", max(0, limit))
@@ -413,6 +419,11 @@ class Store:
             )
         else:
             await self._rows("UPDATE peers SET failures = failures + 1 WHERE uri = ?", uri)
+
+    @_transaction
+    async def remove_peer(self, uri: str) -> None:
+        """As if it had never been heard of."""
+        await self._rows("DELETE FROM peers WHERE uri = ?", uri)
 
     @_reading
     async def get_setting(self, key: str) -> Json:

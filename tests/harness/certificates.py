@@ -13,6 +13,7 @@ from cryptography.x509.oid import NameOID
 
 from codius_proxy.tls import CHAIN_FILE, KEY_FILE
 
+AUTHORITY_FILE = "authority.pem"
 ONE_DAY = datetime.timedelta(days=1)
 
 
@@ -66,6 +67,16 @@ class Authority:
         context = ssl.create_default_context(cadata=self.pem)
         context.set_alpn_protocols(["http/1.1"])
         return context
+
+
+def make_contexts(directory: Path, *names: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Of a server with a certificate for these names, and of clients that trust it and no other."""
+    authority = Authority()
+    authority.issue(directory, *names)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(directory / CHAIN_FILE, directory / KEY_FILE)
+    (directory / AUTHORITY_FILE).write_text(authority.pem)
+    return server, authority.trust()
 
 
 def serial_of(connection: ssl.SSLObject | ssl.SSLSocket) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -96,6 +97,7 @@ class FakePodman:
         self.registry: dict[str, Program] = {}
         self.pods: dict[str, FakePod] = {}
         self.requests: list[str] = []
+        self._digests: dict[str, str] = {}
         self._plans: list[_Plan] = []
         self._ids: Iterator[str] = (f"{number:064x}" for number in itertools.count(1))
         self._changed = asyncio.Event()
@@ -113,6 +115,8 @@ class FakePodman:
             [
                 web.get(f"{PREFIX}/info", self._info),
                 web.get(f"{PREFIX}/images/{{name:.+}}/exists", self._image_exists),
+                web.post(f"{PREFIX}/images/import", self._import),
+                web.get(f"{PREFIX}/images/{{name:.+}}/json", self._inspect_image),
                 web.post(f"{PREFIX}/images/pull", self._pull),
                 web.post(f"{PREFIX}/pods/create", self._create_pod),
                 web.get(f"{PREFIX}/pods/json", self._list_pods),
@@ -190,6 +194,19 @@ class FakePodman:
         name = request.match_info["name"]
         if name in self.images:
             return web.Response(status=204)
+        return _error(404, f"failed to find image {name}: {name}: No such image", "image not known")
+
+    async def _import(self, request: web.Request) -> web.Response:
+        name = request.query["reference"]
+        digest = f"sha256:{hashlib.sha256(await request.read()).hexdigest()}"
+        self._digests[name] = digest
+        self.images[f"{name.rpartition(':')[0]}@{digest}"] = Program()
+        return web.json_response({"Id": digest})
+
+    async def _inspect_image(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name in self._digests:
+            return web.json_response({"Id": "00", "Digest": self._digests[name]})
         return _error(404, f"failed to find image {name}: {name}: No such image", "image not known")
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:

@@ -72,6 +72,7 @@ class Host:
             "CODIUS_ENGINE_SOCKET": str(self._podman_socket),
             "CODIUS_DNS_PORT": "5300",
             "CODIUS_PUBLIC_ADDRESSES": "192.0.2.2",
+            "CODIUS_SELFTEST": "false",  # a pod more, at a time that no test has chosen
         }
         return clean_environment() | own | more
 

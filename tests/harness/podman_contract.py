@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from contextlib import aclosing
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from codius_node import sample
 from codius_node.errors import EngineError, ImageError, PodStartError
 from codius_node.model import (
     ContainerSpec,
@@ -162,6 +164,14 @@ class PodmanContract:
     async def stop_container(self, podman: Podman, name: str) -> None:
         """End a container behind the door's back."""
         await podman._ask("POST", f"/containers/codius-{HASH}-{name}/stop", {"timeout": "0"})
+
+    async def test_an_image_is_made_of_an_archive_once_and_named_by_its_digest(self, podman: Podman) -> None:
+        name, archive = sample.build_image(b"#!/nothing")
+        image = await podman.import_image(name, archive)
+        assert re.fullmatch(r"localhost/codius-selftest@sha256:[0-9a-f]{64}", image)
+        assert await podman.find_image(image)
+        assert [step async for step in podman.pull(image)] == []
+        assert await podman.import_image(name, archive) == image
 
     async def test_an_image_that_is_not_here_is_named(self, podman: Podman, images: Images) -> None:
         with pytest.raises(ImageError) as caught:

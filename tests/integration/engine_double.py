@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -183,16 +183,36 @@ class WatchDouble:
 
 
 class PeersDouble:
-    """A list."""
+    """A list, and what was suggested for it."""
 
     def __init__(self, *uris: str) -> None:
         self.uris = uris
+        self.suggested: list[str] = []
 
     async def sample(self, limit: int) -> Sequence[str]:
         return self.uris[:limit]
 
     async def count(self) -> int:
         return len(self.uris)
+
+    def suggest(self, uris: Iterable[str]) -> None:
+        self.suggested += uris
+
+
+class SelfTestDouble:
+    """Says what it is told to."""
+
+    def __init__(self) -> None:
+        self.success: bool | None = None
+        self.report: dict[str, Json] = {"success": None, "steps": [], "unchecked": []}
+        self.runs = 0
+
+    async def run(self) -> SelfTestDouble:
+        self.runs += 1
+        return self
+
+    def as_document(self) -> dict[str, Json]:
+        return self.report
 
 
 class HostDouble:
@@ -214,6 +234,7 @@ class Served:
 
     engine: EngineDouble
     peers: PeersDouble
+    selftest: SelfTestDouble
     client: aiohttp.ClientSession
     socket: Path
 
@@ -246,10 +267,12 @@ async def serve_api(
 ) -> AsyncIterator[Served]:
     engine = EngineDouble()
     peers = PeersDouble("https://a.example", "https://b.example")
+    selftest = SelfTestDouble()
     app = api.build_app(
         engine=engine,
         peers=peers,
         host=HostDouble(),
+        selftest=selftest,
         settings=settings or load({}),
         started_at=NOON - timedelta(seconds=90),
         clock=lambda: engine.now,
@@ -261,4 +284,4 @@ async def serve_api(
             "http://codius.localhost:3000", connector=aiohttp.UnixConnector(path=str(socket))
         ) as client,
     ):
-        yield Served(engine, peers, client, socket)
+        yield Served(engine, peers, selftest, client, socket)

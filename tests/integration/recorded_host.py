@@ -18,13 +18,14 @@ from codius_node.engine import Engine
 from codius_node.feed import Feed
 from codius_node.model import LogLine, ManifestHash, Pod, Target
 from codius_node.noop import NoopEngine, NoopNetwork
+from codius_node.outbound import Outbound
 from codius_node.payments import FreeRail
 from codius_node.peers import Peers
 from codius_node.policy import build_policy
 from codius_node.store import Store
 from codius_proxy import worker
 from codius_proxy.config import ProxyConfig
-from tests.integration.engine_double import HostDouble
+from tests.integration.engine_double import HostDouble, SelfTestDouble
 
 DEADLINE = 10.0
 ZONE = "localhost"
@@ -135,7 +136,12 @@ async def open_recorded_host(
         await feed.start(settings.feed_socket)
         stack.push_async_callback(feed.aclose)
         app = api.build_app(
-            engine=engine, peers=Peers(store), host=host, settings=settings, started_at=datetime.now(UTC)
+            engine=engine,
+            peers=Peers(store, Outbound()),
+            host=host,
+            selftest=SelfTestDouble(),
+            settings=settings,
+            started_at=datetime.now(UTC),
         )
         runner = answers.Runner(app, shutdown_timeout=1)
         await runner.setup()

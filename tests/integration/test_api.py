@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 import yarl
 
-from codius_node import api, schema
+from codius_node import api, peers, schema
 from codius_node.config import load
 from codius_node.errors import EngineError, HostFullError, ImageError, PaymentRequiredError
 from codius_node.model import Capacity, LogLine
@@ -97,10 +97,21 @@ async def test_info_has_the_recorded_fields(served: Served) -> None:
         "currency": "DEV",
         "costPerMonth": 10,
         "uri": "http://codius.localhost:3000",
-        "selfTestSuccess": True,
+        "selfTestSuccess": None,
         "isolation": "container",
         "runningContracts": 0,
     }
+
+
+@pytest.mark.parametrize("success", [True, False, None])
+async def test_info_tells_how_the_last_selftest_went_and_nothing_else(
+    served: Served, success: bool | None
+) -> None:
+    served.selftest.success = success
+    for error in (None, EngineError("podman is away")):
+        served.engine.error = error
+        _, answer = await ask(served, "GET", "/info")
+        assert answer["selfTestSuccess"] is success
 
 
 async def test_info_tells_peers_only_to_requestPeers_true(served: Served) -> None:
@@ -142,7 +153,7 @@ async def test_a_full_host_says_so_before_anybody_uploads(served: Served) -> Non
 async def test_a_host_whose_engine_is_away_still_answers_and_accepts_nothing(served: Served) -> None:
     served.engine.error = EngineError("podman is away")
     _, answer = await ask(served, "GET", "/info")
-    assert (answer["acceptingUploads"], answer["selfTestSuccess"]) == (False, False)
+    assert answer["acceptingUploads"] is False
     assert "isolation" not in answer  # nobody to ask
     async with served.client.get("/") as page:
         assert page.status == 200
@@ -166,6 +177,50 @@ async def test_a_bad_limit_is_named(served: Served, query: str) -> None:
     response, answer = await ask(served, "GET", f"/peers?limit={query}")
     assert response.status == 400
     assert "limit" in answer["message"]
+
+
+async def test_a_host_that_asks_around_is_told_who_we_are_and_whom_we_know(served: Served) -> None:
+    names = ["https://c.example", "https://d.example:8443"]
+    response, answer = await ask(served, "POST", "/peers/discover", json={"peers": names})
+    assert response.status == 200
+    assert set(answer) == {"name", "version", "peers"}
+    assert (answer["name"], answer["peers"]) == (
+        "Codiusd (Python)",
+        ["https://a.example", "https://b.example"],
+    )
+    assert served.peers.suggested == names
+
+
+async def test_no_more_hosts_are_told_to_one_that_asks_around_than_it_will_read(served: Served) -> None:
+    served.peers.uris = tuple(f"https://h{number}.example" for number in range(2000))
+    _, answer = await ask(served, "POST", "/peers/discover", json={"peers": []})
+    assert len(answer["peers"]) == peers.MAX_EXCHANGED
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"", 400, "empty"),
+        (b"[]", 400, "peers"),
+        (b"{}", 400, "peers is missing"),
+        (b'{"peers": "https://c.example"}', 400, "peers must be"),
+        (b'{"peers": [1]}', 400, "peers[0]"),
+        (b'{"peers": ["' + b"x" * 300 + b'"]}', 400, "peers[0]"),
+        (b'{"peers": [' + b'"",' * 1000 + b'""]}', 400, "peers must be"),
+        (b'{"peers": [], "peers": ["x"]}', 400, "twice"),
+        (b'{"peers": [], "more": 1}', 400, "more is not a known field"),
+        (b'{"peers": []' + b" " * peers.MAX_LIST_BODY + b"}", 413, "65536"),
+        (gzip.compress(b'{"peers": []' + b" " * 10**7 + b"}"), 413, "65536"),
+    ],
+)
+async def test_a_list_of_hosts_is_checked_like_everything_from_strangers(
+    served: Served, body: bytes, status: int, said: str
+) -> None:
+    coding = {"Content-Encoding": "gzip"} if body.startswith(b"\x1f\x8b") else {}
+    response, answer = await ask(served, "POST", "/peers/discover", data=body, headers=JSON | coding)
+    assert response.status == status
+    assert said in answer["message"]
+    assert served.peers.suggested == []
 
 
 async def test_the_page_is_html_under_a_policy_that_lets_nothing_else_in(served: Served) -> None:

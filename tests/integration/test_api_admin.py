@@ -30,7 +30,7 @@ from codius_node.egress import RulesError
 from codius_node.errors import CodiusError, EngineError, NetworkError, RequestError, StoreError
 from codius_node.model import ManifestHash, PodState, PrivateVariable
 from codius_node.policy import Repair, Repairs
-from tests.integration.engine_double import NOON, EngineDouble, RulesDouble, WatchDouble
+from tests.integration.engine_double import NOON, EngineDouble, RulesDouble, SelfTestDouble, WatchDouble
 from tests.integration.test_api import IMAGE
 
 OTHERS_UID: Final = 54321
@@ -53,6 +53,7 @@ class Admin:
     engine: EngineDouble
     rules: RulesDouble
     watch: WatchDouble
+    selftest: SelfTestDouble
     client: aiohttp.ClientSession
     socket: Path
     port: int
@@ -61,13 +62,18 @@ class Admin:
 
 @asynccontextmanager
 async def open_admin(directory: Path, *, uids: frozenset[int] | None = None) -> AsyncIterator[Admin]:
-    engine, rules, watch = EngineDouble(), RulesDouble(), WatchDouble()
+    engine, rules, watch, selftest = EngineDouble(), RulesDouble(), WatchDouble(), SelfTestDouble()
     document = json.loads(json.dumps(DOCUMENT))
     private = PrivateVariable("123", SECRET)
     document["manifest"]["vars"]["S"]["value"] = manifest.hash_private(private)
     pod = await engine.upload(manifest.parse(document), 600, token=None)
     app = admin.build_app(
-        engine=engine, rules=rules, watch=watch, clock=lambda: engine.now, allowed_uids=uids
+        engine=engine,
+        rules=rules,
+        watch=watch,
+        selftest=selftest,
+        clock=lambda: engine.now,
+        allowed_uids=uids,
     )
     runner = answers.Runner(app, shutdown_timeout=1)
     await runner.setup()
@@ -79,7 +85,7 @@ async def open_admin(directory: Path, *, uids: frozenset[int] | None = None) -> 
         async with aiohttp.ClientSession(
             "http://localhost", connector=aiohttp.UnixConnector(path=str(path))
         ) as client:
-            yield Admin(engine, rules, watch, client, path, port, pod.hash)
+            yield Admin(engine, rules, watch, selftest, client, path, port, pod.hash)
     finally:
         await runner.cleanup()
 
@@ -94,6 +100,15 @@ async def ask(opened: Admin, method: str, path: str, **options: Any) -> tuple[in
     async with opened.client.request(method, path, **options) as response:
         text = await response.text()
         return response.status, json.loads(text) if text else None
+
+
+async def test_a_selftest_is_made_when_it_is_asked_for(opened: Admin) -> None:
+    opened.selftest.report = {"success": True, "steps": [], "unchecked": ["the rest"]}
+    assert await ask(opened, "POST", "/selftest") == (200, opened.selftest.report)
+    assert opened.selftest.runs == 1
+    status, answer = await ask(opened, "GET", "/selftest")
+    assert (status, "POST /selftest" in answer["hint"]) == (404, True)
+    assert opened.selftest.runs == 1
 
 
 async def test_running_pods_are_listed_by_hash(opened: Admin) -> None:

@@ -57,7 +57,7 @@ async def test_info_tells_what_the_machine_and_the_settings_say() -> None:
         "currency": "DEV",
         "costPerMonth": 12.5,
         "uri": host.origin,
-        "selfTestSuccess": True,
+        "selfTestSuccess": None,
         "isolation": "none",
         "runningContracts": 2,
     }

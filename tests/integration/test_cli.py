@@ -25,10 +25,10 @@ from aiohttp import web
 from codius_netpolicy.policy import Egress, EgressMode
 from codius_netpolicy.probes import Result, Verdict
 from codius_netpolicy.traffic import Reason
-from codius_node import admin, cli
+from codius_node import admin, cli, selftest
 from codius_node.manifest import hash_manifest, parse
 from tests.harness.serving import serving
-from tests.integration.engine_double import EngineDouble, RulesDouble, WatchDouble
+from tests.integration.engine_double import NOON, EngineDouble, RulesDouble, SelfTestDouble, WatchDouble
 from tests.integration.host_double import EXPIRY, REFUSAL, HostDouble, admin_app
 from tests.integration.registry_double import RegistryDouble
 
@@ -50,6 +50,7 @@ class NodeDouble:
     engine: EngineDouble
     rules: RulesDouble
     watch: WatchDouble
+    selftest: SelfTestDouble
 
 
 Run = Callable[..., tuple[int, str, str]]
@@ -503,8 +504,8 @@ def test_the_list_of_another_host_cannot_be_had(run: Run, origin: str) -> None:
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeDouble]:
     monkeypatch.setenv("CODIUS_RUN", str(tmp_path))
-    node = NodeDouble(EngineDouble(), RulesDouble(), WatchDouble())
-    app = admin.build_app(engine=node.engine, rules=node.rules, watch=node.watch)
+    node = NodeDouble(EngineDouble(), RulesDouble(), WatchDouble(), SelfTestDouble())
+    app = admin.build_app(engine=node.engine, rules=node.rules, watch=node.watch, selftest=node.selftest)
     with serving(app, path=tmp_path / "admin.sock"):
         yield node
 
@@ -785,3 +786,49 @@ def push_empty_image(authority: str, repository: str, tag: str) -> str:
     ask("PUT", f"/v2/{repository}/manifests/{tag}", body, manifest["mediaType"])
     connection.close()
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+# ---- the self-test --------------------------------------------------------------------------------
+
+
+def make_report(*verdicts: selftest.Verdict) -> selftest.Report:
+    steps = tuple(
+        selftest.Step(
+            f"step {number}",
+            verdict,
+            "found\x1b[31m this",
+            "do that" if verdict is selftest.Verdict.FAILED else None,
+        )
+        for number, verdict in enumerate(verdicts)
+    )
+    return selftest.Report(NOON, steps, ("whether others can come in",))
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "status", "success"),
+    [
+        ((selftest.Verdict.PASSED, selftest.Verdict.PASSED), 0, True),
+        ((selftest.Verdict.PASSED, selftest.Verdict.UNCHECKED), 0, None),
+        ((selftest.Verdict.UNCHECKED, selftest.Verdict.FAILED), 1, False),
+    ],
+)
+def test_a_selftest_tells_each_step_and_fails_when_one_did(
+    run: Run, node: NodeDouble, verdicts: tuple[selftest.Verdict, ...], status: int, success: bool | None
+) -> None:
+    node.selftest.report = make_report(*verdicts).as_document()
+    code, out, _ = run("selftest")
+    assert code == status
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == [*(verdict.value for verdict in verdicts), "unchecked"]
+    assert lines[-1].endswith("whether others can come in")
+    assert "\x1b" not in out
+    assert ("-> do that" in out) is (selftest.Verdict.FAILED in verdicts)
+    code, out, _ = run("selftest", "--json")
+    assert (code, only_json(out)["success"]) == (status, success)
+    assert only_json(out) == node.selftest.report
+
+
+def test_a_selftest_needs_a_node(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODIUS_RUN", str(tmp_path))
+    status, _, err = run("selftest")
+    assert (status, "no node is running" in err) == (1, True)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from codius_node import admin_client
@@ -80,10 +81,41 @@ async def test_a_pod_is_listed_with_its_traffic_and_can_be_probed(tmp_path: Path
         assert (answers, json.dumps(document)) == ([], '{"ok": true, "probes": []}')
 
 
-async def test_the_watch_lives_as_long_as_the_node(tmp_path: Path) -> None:
+async def test_what_goes_on_in_the_background_lives_as_long_as_the_node(tmp_path: Path) -> None:
+    background = {"network-check", "traffic-bank", "peers", "selftest-daily"}
+
     def loops() -> set[str]:
-        return {task.get_name() for task in asyncio.all_tasks()} & {"network-check", "traffic-bank"}
+        return {task.get_name() for task in asyncio.all_tasks()} & background
 
     async with open_node(settings_in(tmp_path)):
-        assert loops() == {"network-check", "traffic-bank"}
+        assert loops() == background
     assert loops() == set()
+
+
+async def test_hosts_known_from_the_start_are_told_and_a_selftest_is_made_by_the_admin_socket(
+    tmp_path: Path,
+) -> None:
+    settings = settings_in(
+        tmp_path,
+        CODIUS_BOOTSTRAP_PEERS="https://a.example, http://plain.example",
+        CODIUS_PUBLIC_URI="http://codius.localhost:1",
+    )
+    async with open_node(settings) as node:
+        assert await node.store.peers() == {"https://a.example": 0}
+        report, document = await admin_client.run_selftest(settings.admin_socket)
+        assert report.success is False
+        assert {step.name: step.verdict.value for step in report.steps} == {
+            "names": "passed",
+            "front door": "failed",
+            "sample": "unchecked",
+            "upload": "unchecked",
+            "visit": "unchecked",
+            "websocket": "unchecked",
+        }
+        assert document["success"] is False
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(settings.api_socket))) as client,
+            client.get("http://codius.localhost:1/info?requestPeers=true") as answer,
+        ):
+            info = await answer.json()
+        assert (info["selfTestSuccess"], info["peers"]) == (False, ["https://a.example"])

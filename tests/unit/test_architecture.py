@@ -30,6 +30,7 @@ DOORS = {
         "codius_node.bodies",
         "codius_node.client",
         "codius_node.daemon",
+        "codius_node.outbound",
         "codius_node.podman",
         "codius_node.registry",
     },

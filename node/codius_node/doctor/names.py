@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
+from codius_node.config import is_loopback_name
 from codius_node.doctor.findings import Finding, bad, ok, skip, warn
 from codius_node.doctor.machine import Machine
 
@@ -19,7 +20,7 @@ SAMPLE_LABEL: Final = "a" * 52
 
 def check_names(machine: Machine) -> Finding:
     host = machine.settings.public_uri.host
-    if host == "localhost" or host.endswith(".localhost"):
+    if is_loopback_name(host):
         return skip("public name", f"{host} is this machine by itself; nothing to check")
     names = (host, f"{SAMPLE_LABEL}.{host}")
     return judge_names(host, machine.settings.public_addresses, resolve(names))

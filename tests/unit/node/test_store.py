@@ -618,6 +618,17 @@ async def test_samples_differ(store: Store) -> None:
     assert len(samples) > 1
 
 
+async def test_all_peers_are_told_with_their_failures_and_can_be_forgotten(store: Store) -> None:
+    await store.add_peers(["https://a.example", "https://b.example"], NOW)
+    await store.note_peer("https://a.example", ok=False, now=NOW)
+    assert await store.peers() == {"https://a.example": 1, "https://b.example": 0}
+    await store.remove_peer("https://a.example")
+    await store.remove_peer("https://unknown.example")
+    assert await store.peers() == {"https://b.example": 0}
+    await store.add_peers(["https://a.example"], NOW)
+    assert (await store.peers())["https://a.example"] == 0
+
+
 async def test_a_peers_failures_are_counted_until_it_answers(store: Store, tmp_path: Path) -> None:
     await store.add_peers(["https://a.example"], NOW)
     await store.note_peer("https://a.example", False, NOW)
