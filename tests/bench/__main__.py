@@ -243,10 +243,9 @@ ABOUT: Final = """\
 # Benchmarks
 
 Written by `make bench`, which takes about twelve minutes and needs root. It measures in network
-namespaces of its own, with a podman of its own; DNS and the front door on loopback, beside
-peers of its own. Run it on a
-quiet machine, and read ratios before times: they are of rounds taken in turn, so that both sides meet the
-machine in the same mood.
+namespaces of its own, with a podman of its own; DNS and the front door on loopback, beside peers of their
+own. Run it on a quiet machine, and read ratios before times: they are of rounds taken in turn, so that both
+sides meet the machine in the same mood.
 """
 ABOUT_UPLOAD: Final = """\
 ## Upload to first page
