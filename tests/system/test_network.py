@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import socket
 import struct
 import threading
@@ -471,9 +472,9 @@ async def test_what_others_change_is_noticed_and_repaired(world: World) -> None:
         "ip rule del priority 77": WALL_CHANGED,
         "ip route del prohibit 10.0.0.0/8 table 77": WALL_CHANGED,
         "ip route flush table 77": WALL_CHANGED,
-        "sysctl -qw net.ipv4.ip_forward=0": FORWARDING_OFF,
+        "sh -c 'echo 0 > /proc/sys/net/ipv4/ip_forward'": FORWARDING_OFF,
     }.items():
-        world.net.exec(*change.split())
+        world.net.exec(*shlex.split(change))
         assert await world.network.check() == (problem,), change
         await world.network.repair()
         assert await world.network.check() == (), change
