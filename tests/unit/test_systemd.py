@@ -132,9 +132,10 @@ def test_every_variable_set_in_a_unit_is_a_setting() -> None:
 
 @needs_systemd
 def test_systemd_has_nothing_to_say_about_the_units(tmp_path: Path) -> None:
-    # It looks for the program, which is not installed where it is only tested; verify exits 0 on bad keys.
+    # It looks for the programs, which need not be where this is only tested (ours; kill, of procps); verify
+    # exits 0 on bad keys.
     for name in UNITS:
-        text = (SYSTEMD / name).read_text().replace(COMMAND, "/bin/true")
+        text = (SYSTEMD / name).read_text().replace(COMMAND, "/bin/true").replace("/bin/kill", "/bin/true")
         (tmp_path / name).write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *map(str, tmp_path.iterdir())],
