@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Final
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -39,9 +38,6 @@ class DeniedNumbers:
     def __contains__(self, number: int) -> bool:
         position = bisect_right(self.spans, number, key=_first) - 1
         return position >= 0 and number <= self.spans[position].last
-
-
-NOTHING: Final = DeniedNumbers(())
 
 
 def paint(spans: Iterable[Span]) -> DeniedNumbers:

@@ -17,8 +17,8 @@ from codius_node.errors import CodiusError
 from codius_node.model import Json, ManifestHash
 from codius_node.operations import JSON_TYPE, PAY, PAY_TOKEN, Operation
 from codius_node.parameters import FALSE, TRUE, Flag, Hash, Parameter, WholeNumber
-from codius_node.replies import Error, Reply, Step, wire_name
-from codius_node.schema import HASH_PATTERN, MANIFEST, UPLOAD, ListOf, MapOf, Record, Shape, Text
+from codius_node.replies import Error, Reply, Step
+from codius_node.schema import HASH_PATTERN, MANIFEST, UPLOAD, ListOf, MapOf, Record, Shape, Text, wire_name
 from codius_node.schema import Flag as BooleanShape
 
 OPENAPI_VERSION: Final = "3.1.0"

@@ -15,6 +15,7 @@ from codius_netpolicy.traffic import Reason
 from codius_node.config import DECLARED, MEGABIT, Settings
 from codius_node.errors import SettingsError
 from codius_node.model import Json
+from codius_node.schema import wire_name
 
 FALLBACK_RESOLVERS: Final = (ip_address("9.9.9.9"), ip_address("1.1.1.1"))
 """Where a host has none that its pods could ask: Quad9 and Cloudflare, which answer everybody."""
@@ -129,8 +130,8 @@ class PolicyReport:
         return {
             "origin": self.origin.value,
             "egress": cast("dict[str, Json]", self.egress.as_document()),
-            "builtIn": {_camel(f.name): list(getattr(self.built_in, f.name)) for f in fields(BuiltIn)},
-            "limits": {_camel(f.name): getattr(self.limits, f.name) for f in fields(Limits)},
+            "builtIn": {wire_name(f.name): list(getattr(self.built_in, f.name)) for f in fields(BuiltIn)},
+            "limits": {wire_name(f.name): getattr(self.limits, f.name) for f in fields(Limits)},
             "pools": list(self.pools),
             "resolvers": list(self.resolvers),
             "refused": {reason.value: packets for reason, packets in self.refused.items()},
@@ -146,8 +147,8 @@ class PolicyReport:
         return cls(
             egress=Egress.from_document(cast("dict[str, object]", document["egress"])),
             origin=Origin(str(document["origin"])),
-            built_in=BuiltIn(**{f.name: tuple(built_in[_camel(f.name)]) for f in fields(BuiltIn)}),
-            limits=Limits(**{f.name: limits[_camel(f.name)] for f in fields(Limits)}),
+            built_in=BuiltIn(**{f.name: tuple(built_in[wire_name(f.name)]) for f in fields(BuiltIn)}),
+            limits=Limits(**{f.name: limits[wire_name(f.name)] for f in fields(Limits)}),
             pools=tuple(cast("list[str]", document["pools"])),
             resolvers=tuple(cast("list[str]", document["resolvers"])),
             refused={
@@ -188,9 +189,3 @@ def _read_repair(document: Json) -> Repair | None:
         return None
     told = cast("dict[str, Json]", document)
     return Repair(datetime.fromisoformat(str(told["at"])), tuple(cast("list[str]", told["problems"])))
-
-
-def _camel(name: str) -> str:
-    """`denied_ranges` as JSON has it: `deniedRanges`."""
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Annotated, cast
 
 from codius_node.model import Isolation, Json, ManifestHash
-from codius_node.schema import MANIFEST
+from codius_node.schema import MANIFEST, wire_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +116,6 @@ def render(reply: Reply) -> dict[str, Json]:
         for field in fields(reply)
         if (value := getattr(reply, field.name)) is not None or field.default is MISSING
     }
-
-
-def wire_name(field: str) -> str:
-    """`cost_per_month` is `costPerMonth` to clients."""
-    first, *rest = field.split("_")
-    return first + "".join(word.capitalize() for word in rest)
 
 
 def render_time(moment: datetime) -> str:

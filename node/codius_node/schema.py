@@ -554,6 +554,12 @@ def check_vars_file(document: Json) -> None:
     _refuse(_problems(_VARS_FILE, document))
 
 
+def wire_name(field: str) -> str:
+    """`cost_per_month` is `costPerMonth` to clients."""
+    first, *rest = field.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
 def check(shape: Shape, document: Json) -> None:
     """RequestError when `document` has another shape."""
     _refuse(_problems(shape, document))

@@ -152,4 +152,4 @@ def test_a_price_is_a_number_and_a_whole_one_is_whole(cost: str, told: float) ->
     ("field", "name"), [("uri", "uri"), ("full_mem", "fullMem"), ("self_test_success", "selfTestSuccess")]
 )
 def test_names_are_in_camel_case(field: str, name: str) -> None:
-    assert replies.wire_name(field) == name
+    assert schema.wire_name(field) == name
