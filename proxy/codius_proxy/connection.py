@@ -9,12 +9,12 @@ any  -> LINGER -> CLOSED           answered and not to go on; unread bytes must 
 
 from __future__ import annotations
 
-import asyncio
 from enum import Enum
 from time import monotonic
-from typing import Final, cast
+from typing import Final
 
-from codius_proxy.admission import origin_of
+from codius_proxy.admission import MIN_PROGRESS, origin_of
+from codius_proxy.channel import Channel, Endpoint
 from codius_proxy.exchange import MAX_DRAIN, Exchange
 from codius_proxy.fields import HttpError
 from codius_proxy.identity import Entrance, Identity
@@ -23,7 +23,6 @@ from codius_proxy.refusals import host_crowded
 from codius_proxy.request import RequestHead
 from codius_proxy.request_reader import RequestReader
 from codius_proxy.site import Site
-from codius_proxy.transports import MIN_PROGRESS, count_unsent, reset
 from codius_proxy.tunnel import Tunnel
 from codius_proxy.visit import End, Visit
 
@@ -49,18 +48,18 @@ _LINGER: Final = _State.LINGER
 _CLOSED: Final = _State.CLOSED
 
 
-class VisitorConnection(asyncio.Protocol):
+class VisitorConnection(Endpoint):
     """One visitor's connection; forwards one request at a time, whatever is pipelined behind it."""
 
     __slots__ = (
         "_advancing",
+        "_channel",
         "_client",
         "_exchange",
         "_origin",
         "_reading",
         "_state",
         "_swallowed",
-        "_transport",
         "_trickled",
         "_unsent",
         "blocked",
@@ -88,7 +87,7 @@ class VisitorConnection(asyncio.Protocol):
         self.blocked = False  # the visitor does not read as fast as we write
         self.close_after = False  # no request after this one
         self.ends_by_close = False  # the answer's end is the connection's end
-        self._transport: asyncio.Transport
+        self._channel: Channel
         self._state = _HEAD
         self._exchange: Exchange | None = None
         self._origin: str | None = None  # whom it is counted for
@@ -100,13 +99,10 @@ class VisitorConnection(asyncio.Protocol):
 
     # What the event loop tells us.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+    def connection_made(self, channel: Channel) -> None:
+        self._channel = channel
         site = self.site
-        address = self._client
-        if address is None:
-            peer = transport.get_extra_info("peername")
-            address = peer[0] if isinstance(peer, tuple) else ""
+        address = self._client if self._client is not None else channel.peer[0]
         accepted = site.add(self)
         site.observer.connected()
         self.wait(site.config.timeouts.idle)
@@ -114,7 +110,7 @@ class VisitorConnection(asyncio.Protocol):
         if not accepted:
             if site.admission.crowded:
                 site.turn_away("crowded")
-                self._transport.abort()
+                self._channel.abort()
                 return
             refusal = host_crowded()
         if refusal is not None:
@@ -138,7 +134,7 @@ class VisitorConnection(asyncio.Protocol):
         elif state is _LINGER:
             self._swallowed += len(data)
             if self._swallowed > MAX_LINGER:
-                self._transport.abort()
+                self._channel.abort()
 
     def eof_received(self) -> bool:
         self.eof = True
@@ -147,11 +143,11 @@ class VisitorConnection(asyncio.Protocol):
             # It may only have shut its side, or be gone: the answer gets a little time to come.
             self.close_after = self.close_after or not self.reader.waiting
             self.touch()
-            return self._transport.can_write_eof()  # TLS has no half-close in asyncio
+            return self._channel.half_closable  # TLS has no half-close in asyncio
         # Pipelined requests wait for it to read.
-        return state is _HEAD and self.blocked and self._transport.can_write_eof()
+        return state is _HEAD and self.blocked and self._channel.half_closable
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         self._state = _CLOSED
         self._leave()
         exchange, self._exchange = self._exchange, None
@@ -160,7 +156,7 @@ class VisitorConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.blocked = True
-        self._unsent = count_unsent(self._transport)
+        self._unsent = self._channel.count_unsent()
         if self._exchange is not None:
             self._exchange.hold(True)
         self.touch()
@@ -182,7 +178,7 @@ class VisitorConnection(asyncio.Protocol):
         """The deadline has passed: whoever made us wait is to blame."""
         state = self._state
         if self.blocked or state in (_LINGER, _CLOSED):
-            unsent = count_unsent(self._transport)
+            unsent = self._channel.count_unsent()
             if 0 < unsent <= self._unsent - MIN_PROGRESS:  # slow, but reading
                 self._unsent = unsent
                 self.wait(self.site.config.timeouts.body)
@@ -210,7 +206,7 @@ class VisitorConnection(asyncio.Protocol):
     # What the exchange tells us.
 
     def write(self, data: bytes) -> None:
-        self._transport.write(data)
+        self._channel.write(data)
 
     def write_page(self, refusal: Refusal, request: RequestHead | None, number: int) -> int:
         """An answer of our own to a request with this number; how many bytes it has."""
@@ -222,7 +218,7 @@ class VisitorConnection(asyncio.Protocol):
             close=self.close_after,
             fields=self.entrance.fields,
         )
-        self._transport.write(page)
+        self._channel.write(page)
         return len(page)
 
     def answered(self) -> None:
@@ -253,8 +249,8 @@ class VisitorConnection(asyncio.Protocol):
         self.site.add(tunnel)
         waiting, self.reader.waiting = self.reader.waiting, b""
         if not self._reading:
-            self._transport.resume_reading()
-        tunnel.open(self._transport, waiting, from_target, eof=self.eof, blocked=self.blocked)
+            self._channel.resume_reading()
+        tunnel.open(self._channel, waiting, from_target, eof=self.eof, blocked=self.blocked)
 
     def tunnel_ended(self, tunnel: Tunnel) -> None:
         self.site.discard(tunnel)
@@ -267,9 +263,9 @@ class VisitorConnection(asyncio.Protocol):
             exchange.abandon(end, reason=reason)
         self._state = _CLOSED
         if self.ends_by_close:
-            reset(self._transport)
+            self._channel.reset()
         else:
-            self._transport.abort()
+            self._channel.abort()
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer a request that cannot be trusted to end where it seems to: nothing more is read from it."""
@@ -303,13 +299,13 @@ class VisitorConnection(asyncio.Protocol):
             read = len(self.reader.waiting) <= MAX_AHEAD
         else:
             read = True
-        if read is self._reading or self._transport.is_closing():
+        if read is self._reading or self._channel.closing:
             return
         self._reading = read
         if read:
-            self._transport.resume_reading()
+            self._channel.resume_reading()
         else:
-            self._transport.pause_reading()
+            self._channel.pause_reading()
 
     def wait(self, seconds: float) -> None:
         self.deadline = self.site.now + seconds
@@ -414,29 +410,29 @@ class VisitorConnection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Nothing more will be said; read on for a moment, so that what was said arrives."""
-        if self.eof or not self._transport.can_write_eof():  # the end of TLS waits for the visitor's
+        if self.eof or not self._channel.half_closable:  # the end of TLS waits for the visitor's
             self._close()
-        if self._transport.is_closing():
+        if self._channel.closing:
             return
         self._state = _LINGER
         self.reader.waiting = b""
         self._swallowed = 0
-        self._transport.write_eof()
+        self._channel.write_eof()
         self.regulate()
         self._wait_for_the_rest()
 
     def _close(self) -> None:
         """End after what was written has been sent."""
-        if self._transport.is_closing():
+        if self._channel.closing:
             return
         self._state = _CLOSED
-        self._transport.close()
+        self._channel.close()
         self._wait_for_the_rest()
 
     def _wait_for_the_rest(self) -> None:
-        self._unsent = count_unsent(self._transport)
+        self._unsent = self._channel.count_unsent()
         timeouts = self.site.config.timeouts
-        self.wait(timeouts.body if self._transport.get_write_buffer_size() else timeouts.linger)
+        self.wait(timeouts.body if self._channel.waiting else timeouts.linger)
 
 
 _HINT: Final = "Send a well-formed HTTP/1.1 request."

@@ -11,16 +11,18 @@ from functools import partial
 from typing import Final
 
 from codius_proxy import proxy_protocol
+from codius_proxy.channel import Channel
 from codius_proxy.connection import VisitorConnection
+from codius_proxy.event_loop import running_poller
 from codius_proxy.identity import Entrance
-from codius_proxy.listeners import BACKLOG
+from codius_proxy.poller import READABLE
 from codius_proxy.proxy_protocol import ProxyProtocolError
+from codius_proxy.secure_channel import SecureChannel, Session
 from codius_proxy.site import Site
 
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds from a connection to the end of its TLS handshake
-SHUTDOWN_TIMEOUT: Final = 2.0  # seconds for a visitor's close_notify
 MAX_ACCEPTS: Final = 64  # connections taken in a row before the others get their turn
 MAX_ARRIVING: Final = 1024  # connections at once whose handshake or PROXY header is not complete
 ARRIVING_SHARE: Final = 4  # and no more of them than one part in that many of a worker's visitors
@@ -28,28 +30,8 @@ NO_FILES_PAUSE: Final = 0.1  # seconds until accepting is tried again when files
 _SHORT: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
-class PlainDoor:
-    """Connections that begin with HTTP: the event loop makes visitors of them by itself."""
-
-    def __init__(self, site: Site, listening: socket.socket, entrance: Entrance) -> None:
-        self._site = site
-        self._listening = listening
-        self._entrance = entrance
-        self._server: asyncio.Server | None = None
-
-    async def open(self) -> None:
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: VisitorConnection(self._site, self._entrance), sock=self._listening, backlog=BACKLOG
-        )
-
-    async def close(self) -> None:
-        """Take nobody any more; those who came are the site's."""
-        if self._server is not None:
-            self._server.close()
-
-
-class GuardedDoor:
-    """Connections that begin with something else: accepted here, and visitors only after that."""
+class Door:
+    """A listening socket: connections are visitors at once, or after their PROXY header and TLS handshake."""
 
     def __init__(
         self,
@@ -66,17 +48,21 @@ class GuardedDoor:
         self._entrance = entrance
         self._context = context
         self._proxy_protocol = proxy_protocol
+        self._plain = context is None and not proxy_protocol
         self._most = max(1, min(MAX_ARRIVING, site.config.limits.connections // ARRIVING_SHARE))
         self._arriving: dict[asyncio.Task[None], None] = {}  # in the order they came
+        self._open = False
         self._closed = False
 
-    async def open(self) -> None:
-        self._listen()
+    def open(self) -> None:
+        if not self._closed:
+            running_poller().attach(self._listening.fileno(), self._accept, READABLE)
+            self._open = True
 
     async def close(self) -> None:
         """Take nobody any more, and wait for those who have begun to come."""
         self._closed = True
-        asyncio.get_running_loop().remove_reader(self._listening)
+        self._pause()
         self._listening.close()
         if self._arriving:
             await asyncio.wait(self._arriving, timeout=self._site.config.timeouts.parting)
@@ -85,33 +71,39 @@ class GuardedDoor:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
 
-    def _listen(self) -> None:
-        if not self._closed:
-            asyncio.get_running_loop().add_reader(self._listening, self._accept)
+    def _pause(self) -> None:
+        if self._open:
+            running_poller().detach(self._listening.fileno())
+            self._open = False
 
-    def _accept(self) -> None:
+    def _accept(self, _: int) -> None:
         for _ in range(MAX_ACCEPTS):
             try:
-                connection, peer = self._listening.accept()
+                connection, address = self._listening.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _SHORT:
-                    loop = asyncio.get_running_loop()
-                    loop.remove_reader(self._listening)
-                    loop.call_later(NO_FILES_PAUSE, self._listen)
+                    self._pause()
+                    asyncio.get_running_loop().call_later(NO_FILES_PAUSE, self.open)
                     return
                 continue  # that one has gone already
             connection.setblocking(False)
-            task = asyncio.create_task(self._arrive(connection, peer[0]), name=f"arrival of {peer[0]}")
-            self._arriving[task] = None
-            task.add_done_callback(partial(self._arrived, connection))
-            if len(self._arriving) > self._most:
-                # Whoever means it needs a moment only: the one who has taken longest has to go.
-                oldest = next(iter(self._arriving))
-                del self._arriving[oldest]
-                oldest.cancel()
-                self._site.turn_away("slow_arrival")
+            if self._plain:
+                Channel(connection, VisitorConnection(self._site, self._entrance), address)
+            else:
+                self._receive(connection, address)
+
+    def _receive(self, connection: socket.socket, address: tuple[str, int]) -> None:
+        task = asyncio.create_task(self._arrive(connection, address), name=f"arrival of {address[0]}")
+        self._arriving[task] = None
+        task.add_done_callback(partial(self._arrived, connection))
+        if len(self._arriving) > self._most:
+            # Whoever means it needs a moment only: the one who has taken longest has to go.
+            oldest = next(iter(self._arriving))
+            del self._arriving[oldest]
+            oldest.cancel()
+            self._site.turn_away("slow_arrival")
 
     def _arrived(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._arriving.pop(task, None)
@@ -120,19 +112,20 @@ class GuardedDoor:
         elif (error := task.exception()) is not None:
             logger.error("a connection was lost on its arrival", exc_info=error)
 
-    async def _arrive(self, connection: socket.socket, peer: str) -> None:
-        site, client = self._site, None
+    async def _arrive(self, connection: socket.socket, address: tuple[str, int]) -> None:
+        site, client, peer = self._site, None, address[0]
         try:
             if self._proxy_protocol and site.trust.identify(peer, self._entrance.scheme).trusted:
                 async with asyncio.timeout(site.config.timeouts.head):
                     client = await _read_preamble(connection)
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: VisitorConnection(site, self._entrance, client),
-                connection,
-                ssl=self._context,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT if self._context is not None else None,
-                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT if self._context is not None else None,
-            )
+            if self._context is None:
+                Channel(connection, VisitorConnection(site, self._entrance, client), address)
+            else:
+                session = Session(self._context)
+                async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                    await session.shake_hands(connection)
+                visitor = VisitorConnection(site, self._entrance, client)
+                SecureChannel(connection, visitor, address, session)
         except ProxyProtocolError as error:
             connection.close()
             site.turn_away("proxy_header")

@@ -16,7 +16,7 @@ from codius_proxy.request import RequestHead, render_request
 from codius_proxy.response import CHUNKED, UNTIL_CLOSE, ResponseHead, render_response
 from codius_proxy.routes import Api, Route
 from codius_proxy.tunnel import Tunnel
-from codius_proxy.upstream import Failure, Fault, TargetConnection
+from codius_proxy.upstream import Asker, Failure, Fault, TargetConnection
 from codius_proxy.visit import End, Visit
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ JOINED: Final = 32 * 1024  # bytes up to which a head and its body are copied to
 FRESH: Final = 1.0  # seconds; a request that cannot be repeated uses no connection idle for longer
 
 
-class Exchange:
+class Exchange(Asker):
     """A request that was read, from the look-up of its route until its answer is complete."""
 
     __slots__ = (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 
+from codius_proxy.channel import Channel
 from codius_proxy.routes import Destination, Target
 from codius_proxy.upstream import Failure, Fault, TargetConnection
 
@@ -93,18 +95,24 @@ class Pool:
     async def connect(self, lane: Lane) -> TargetConnection:
         """A new connection; OSError when there is none to be had."""
         loop = asyncio.get_running_loop()
-        connection = TargetConnection(self, lane)
         destination = lane.destination
+        address: tuple[str, int] | str
+        if isinstance(destination, Target):
+            family = socket.AF_INET6 if ":" in destination.address else socket.AF_INET
+            address = destination.address, destination.port
+        else:
+            family, address = socket.AF_UNIX, str(destination.path)
+        connected = socket.socket(family, socket.SOCK_STREAM)
         try:
-            if isinstance(destination, Target):
-                await loop.create_connection(lambda: connection, destination.address, destination.port)
-            else:
-                await loop.create_unix_connection(lambda: connection, str(destination.path))
-        except asyncio.CancelledError:
-            # It may have been made in the same moment; uvloop then closes it without connection_lost.
-            connection.abort()
-            self.lost(connection)
+            connected.setblocking(False)
+            if family != socket.AF_UNIX:
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_connect(connected, address)
+        except BaseException:
+            connected.close()
             raise
+        connection = TargetConnection(self, lane)
+        Channel(connected, connection, address)
         return connection
 
     def sweep(self) -> None:

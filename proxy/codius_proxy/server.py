@@ -18,11 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
-import uvloop
-
 from codius_proxy import listeners, recorder, worker
 from codius_proxy.access_log import LogFile
 from codius_proxy.config import CertificateError, LogError, ProxyConfig
+from codius_proxy.event_loop import FrontLoop
 from codius_proxy.last_table import LastTable
 from codius_proxy.listeners import Listeners
 from codius_proxy.recorder import Recorder
@@ -280,7 +279,7 @@ class _Parent:
             ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() == self._pid:  # else it died before it could be watched
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent decides
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                with asyncio.Runner(loop_factory=FrontLoop) as runner:
                     runner.run(place.life())
             code = 0
         except BaseException:

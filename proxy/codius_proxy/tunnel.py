@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from codius_proxy.transports import MIN_PROGRESS, count_unsent, reset
+from codius_proxy.admission import MIN_PROGRESS
+from codius_proxy.channel import Channel, Endpoint
 from codius_proxy.upstream import TargetConnection
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ class Tunnel:
         self.target_side.other = self.visitor_side
 
     def open(
-        self, visitor: asyncio.Transport, from_visitor: bytes, from_target: bytes, *, eof: bool, blocked: bool
+        self, visitor: Channel, from_visitor: bytes, from_target: bytes, *, eof: bool, blocked: bool
     ) -> None:
         """Take over both connections and what came on them already; `blocked`: the visitor reads slowly."""
-        self.visitor_side.transport = visitor
-        self.target_side.transport = self._target.hand_over(self.target_side)
-        visitor.set_protocol(self.visitor_side)
+        self.visitor_side.channel = visitor
+        self.target_side.channel = self._target.hand_over(self.target_side)
+        visitor.hand_to(self.visitor_side)
         self.moved()
         if blocked:
             self.visitor_side.pause_writing()
@@ -69,30 +69,30 @@ class Tunnel:
         """It ends when its own sides end it, or with the drain's deadline."""
 
     def abort(self) -> None:
-        self.visitor_side.transport.abort()
-        self.target_side.transport.abort()
+        self.visitor_side.channel.abort()
+        self.target_side.channel.abort()
 
-    def _visitor_lost(self, exc: Exception | None) -> None:
+    def _visitor_lost(self, error: Exception | None) -> None:
         self._finished(self)
-        self._target.end(cleanly=exc is None)
+        self._target.end(cleanly=error is None)
 
-    def _target_lost(self, exc: Exception | None) -> None:
-        self._target.connection_lost(exc)
+    def _target_lost(self, error: Exception | None) -> None:
+        self._target.connection_lost(error)
         self._closing = True
         self.moved()
-        if exc is None:
-            self.visitor_side.transport.close()
+        if error is None:
+            self.visitor_side.channel.close()
         else:
-            reset(self.visitor_side.transport)
+            self.visitor_side.channel.reset()
 
 
-class _Side(asyncio.Protocol):
+class _Side(Endpoint):
     """One connection of a tunnel: what comes on it goes out on the other one."""
 
-    __slots__ = ("_lost", "_tunnel", "_unsent", "blocked", "eof", "other", "passed", "transport")
+    __slots__ = ("_lost", "_tunnel", "_unsent", "blocked", "channel", "eof", "other", "passed")
 
     other: _Side
-    transport: asyncio.Transport
+    channel: Channel
 
     def __init__(self, tunnel: Tunnel, lost: Callable[[Exception | None], None]) -> None:
         self._tunnel = tunnel
@@ -104,36 +104,36 @@ class _Side(asyncio.Protocol):
 
     def progressed(self) -> bool:
         """Whether it took some of what waits for it since the last look."""
-        before, self._unsent = self._unsent, count_unsent(self.transport)
+        before, self._unsent = self._unsent, self.channel.count_unsent()
         return 0 < self._unsent <= before - MIN_PROGRESS
 
     def data_received(self, data: bytes) -> None:
         self.passed += len(data)
-        self.other.transport.write(data)
+        self.other.channel.write(data)
         self._tunnel.moved()
 
     def eof_received(self) -> bool:
         """Half-close is kept: one side may end long before the other, RFC 9110 section 9.3.6."""
         self.eof = True
-        if not self.other.transport.is_closing():
-            if self.other.eof or not self.other.transport.can_write_eof():
-                self.other.transport.close()  # TLS has no half-close in asyncio
+        if not self.other.channel.closing:
+            if self.other.eof or not self.other.channel.half_closable:
+                self.other.channel.close()  # TLS has no half-close in asyncio
             else:
-                self.other.transport.write_eof()
-        return not self.other.eof and self.transport.can_write_eof()
+                self.other.channel.write_eof()
+        return not self.other.eof and self.channel.half_closable
 
     def pause_writing(self) -> None:
         self.blocked = True
-        self._unsent = count_unsent(self.transport)
-        if not self.other.transport.is_closing():
-            self.other.transport.pause_reading()
+        self._unsent = self.channel.count_unsent()
+        if not self.other.channel.closing:
+            self.other.channel.pause_reading()
         self._tunnel.moved()
 
     def resume_writing(self) -> None:
         self.blocked = False
-        if not self.other.transport.is_closing():
-            self.other.transport.resume_reading()
+        if not self.other.channel.closing:
+            self.other.channel.resume_reading()
         self._tunnel.moved()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._lost(exc)
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost(error)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final
 
+from codius_proxy.channel import Channel, Endpoint
 from codius_proxy.fields import HttpError
 from codius_proxy.response import ResponseHead
 from codius_proxy.response_reader import ResponseReader
@@ -37,8 +37,10 @@ class Failure:
     untouched: bool = False
 
 
-class Asker(Protocol):
+class Asker:
     """Who a target's answer is for: an exchange."""
+
+    __slots__ = ()
 
     def interim(self, head: ResponseHead) -> None: ...
     def response_started(self, head: ResponseHead, data: bytes, done: bool) -> None: ...
@@ -64,12 +66,20 @@ _DONE: Final = _State.DONE
 _CLOSED: Final = _State.CLOSED
 
 
-class TargetConnection(asyncio.Protocol):
+class TargetConnection(Endpoint):
     """One connection to a target; serves one exchange at a time."""
 
     __slots__ = (
-        "_asker", "_pool", "_reader", "_reading", "_received", "_state", "_transport",
-        "idle_since", "lane", "reused",
+        "_asker",
+        "_channel",
+        "_pool",
+        "_reader",
+        "_reading",
+        "_received",
+        "_state",
+        "idle_since",
+        "lane",
+        "reused",
     )  # fmt: skip
 
     def __init__(self, pool: Pool, lane: Lane) -> None:
@@ -78,7 +88,7 @@ class TargetConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self._pool = pool
         self._reader = ResponseReader()
-        self._transport: asyncio.Transport | None = None
+        self._channel: Channel | None = None
         self._asker: Asker | None = None
         self._state = _IDLE
         self._reading = True
@@ -87,7 +97,7 @@ class TargetConnection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether a request may be sent: its end may have been seen and not yet been reported."""
-        return self._state is _IDLE and self._transport is not None and not self._transport.is_closing()
+        return self._state is _IDLE and self._channel is not None and not self._channel.closing
 
     # What the exchange asks for.
 
@@ -102,71 +112,71 @@ class TargetConnection(asyncio.Protocol):
         self.write(payload)
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        if self._channel is not None and not self._channel.closing:
+            self._channel.write(data)
 
     def hold(self, held: bool) -> None:
         """Stop or go on reading: the visitor is slower than the target."""
-        transport = self._transport
-        if held is not self._reading or transport is None or transport.is_closing():
+        channel = self._channel
+        if held is not self._reading or channel is None or channel.closing:
             return
         self._reading = not held
         if held:
-            transport.pause_reading()
+            channel.pause_reading()
         else:
-            transport.resume_reading()
+            channel.resume_reading()
 
     def release(self) -> None:
         """The exchange is over on both sides: keep the connection when nothing speaks against it."""
         self._asker = None
-        if self._state is _DONE and self._reader.clean and self._transport is not None:
+        if self._state is _DONE and self._reader.clean and self._channel is not None:
             self._state = _IDLE
             self.reused = True
             if not self._reading:
                 self.hold(False)
-            if not self._transport.is_closing():
+            if not self._channel.closing:
                 self._pool.put(self)
                 return
         self.abort()
 
-    def hand_over(self, protocol: asyncio.Protocol) -> asyncio.Transport:
-        """Give the connection to `protocol`, which tells us when it is lost."""
-        if self._transport is None:
+    def hand_over(self, endpoint: Endpoint) -> Channel:
+        """Give the connection to `endpoint`, which tells us when it is lost."""
+        if self._channel is None:
             raise RuntimeError("only somebody who has just heard from it may take it over")
         self._asker = None
         self._state = _CLOSED
-        self._transport.set_protocol(protocol)
+        self._channel.hand_to(endpoint)
         self.hold(False)
-        return self._transport
+        return self._channel
 
     def end(self, *, cleanly: bool) -> None:
         """The end of what it was handed over for; cleanly: after what was written has been sent."""
-        if self._transport is None:
+        if self._channel is None:
             return
         if cleanly:
             self._pool.closing(self)
-            self._transport.close()
+            self._channel.close()
         else:
-            self._transport.abort()
+            self._channel.abort()
 
     def abort(self) -> None:
         """End now: nobody wants the rest."""
         self._asker = None
         self._state = _CLOSED
-        if self._transport is not None:
-            self._transport.abort()
+        if self._channel is not None:
+            self._channel.abort()
 
     def break_off(self) -> None:
         """End now, and let whoever waits for the rest know."""
-        if self._transport is not None:
-            self._transport.abort()
+        if self._channel is not None:
+            self._channel.abort()
 
     # What the event loop tells us.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+    def connection_made(self, channel: Channel) -> None:
+        self._channel = channel
         if self._state is _CLOSED:  # nobody waits for it any more
-            self._transport.abort()
+            self._channel.abort()
         else:
             self._pool.opened(self)
 
@@ -203,13 +213,13 @@ class TargetConnection(asyncio.Protocol):
                 self._asker.response_body(b"", True)
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         self._pool.lost(self)
         state, asker = self._state, self._asker
         self._state, self._asker = _CLOSED, None
         if asker is not None and state in (_HEAD, _BODY):
             what = "before it answered" if state is _HEAD else "in the middle of its answer"
-            how = "closed the connection" if exc is None else "reset the connection"
+            how = "closed the connection" if error is None else "reset the connection"
             untouched = state is _HEAD and not self._received
             asker.response_failed(Failure(Fault.LOST, f"It {how} {what}.", untouched))
 

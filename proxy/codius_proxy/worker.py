@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from codius_proxy.config import ProxyConfig
-from codius_proxy.doors import GuardedDoor, PlainDoor
+from codius_proxy.doors import Door
 from codius_proxy.feed import FeedReader
 from codius_proxy.identity import Entrance
 from codius_proxy.last_table import LastTable
@@ -69,7 +69,7 @@ async def serve(
         except TimeoutError:
             feed.recall()
         for door in doors:
-            await door.open()
+            door.open()
         if ready is not None:
             ready.set()
         await _first(following, stop, retire)
@@ -86,7 +86,7 @@ async def serve(
         await site.aclose()
 
 
-def _doors(config: ProxyConfig, equipment: Equipment, site: Site) -> list[PlainDoor | GuardedDoor]:
+def _doors(config: ProxyConfig, equipment: Equipment, site: Site) -> list[Door]:
     context = equipment.context
     fields = b""
     if config.hsts and config.scheme == "https":
@@ -94,9 +94,7 @@ def _doors(config: ProxyConfig, equipment: Equipment, site: Site) -> list[PlainD
     ways = [(sock, Entrance(config.scheme, fields=fields), context) for sock in equipment.main]
     ways += [(sock, Entrance("http", redirects=True), None) for sock in equipment.redirect]
     return [
-        PlainDoor(site, sock, entrance)
-        if tls is None and not config.proxy_protocol
-        else GuardedDoor(site, sock, entrance, context=tls, proxy_protocol=config.proxy_protocol)
+        Door(site, sock, entrance, context=tls, proxy_protocol=config.proxy_protocol)
         for sock, entrance, tls in ways
     ]
 

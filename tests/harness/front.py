@@ -13,10 +13,9 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-import uvloop
-
 from codius_proxy import listeners, routes, worker
 from codius_proxy.config import Limits, ProxyConfig, Timeouts
+from codius_proxy.event_loop import FrontLoop
 from codius_proxy.routes import Target
 from codius_proxy.tls import Certificates
 from tests.harness.origin import DEADLINE, Origin
@@ -187,7 +186,7 @@ class Front:
 
         def work() -> None:
             try:
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                with asyncio.Runner(loop_factory=FrontLoop) as runner:
                     runner.run(serve())
             except Exception as error:  # noqa: BLE001 - raised by `stopped`
                 loop.call_soon_threadsafe(served.set_exception, error)

@@ -1,0 +1,148 @@
+"""A channel under TLS: the endpoint has the content, the socket the records."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import Final
+
+from codius_proxy.channel import Channel, Endpoint, Peer
+from codius_proxy.poller import READABLE
+
+RECORD: Final = 16 * 1024  # bytes of content in one record, RFC 8446 section 5.1
+HANDSHAKE_READ: Final = 16 * 1024  # bytes taken at once; a client's flight has a few hundred
+
+
+class Session:
+    """TLS between two buffers of bytes."""
+
+    __slots__ = ("incoming", "outgoing", "tls")
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        """The server's side of a new one."""
+        self.incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+
+    async def shake_hands(self, connection: socket.socket) -> None:
+        """Not one byte behind the handshake is lost. OSError (ssl.SSLError is one) when it fails."""
+        loop = asyncio.get_running_loop()
+        done = False
+        while not done:
+            try:
+                self.tls.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                pass
+            finally:
+                if self.outgoing.pending:  # also the alert that says what is wrong
+                    await loop.sock_sendall(connection, self.outgoing.read())
+            if not done:
+                data = await loop.sock_recv(connection, HANDSHAKE_READ)
+                if not data:
+                    raise ConnectionResetError("the connection ended within its TLS handshake")
+                self.incoming.write(data)
+
+
+class SecureChannel(Channel):
+    """A channel whose handshake is over."""
+
+    __slots__ = ("_decrypt", "_encrypt", "_incoming", "_outgoing", "_parting", "_tls")
+
+    def __init__(self, connection: socket.socket, endpoint: Endpoint, peer: Peer, session: Session) -> None:
+        self._tls = session.tls
+        self._decrypt = session.tls.read
+        self._encrypt = session.tls.write
+        self._incoming = session.incoming
+        self._outgoing = session.outgoing
+        self._parting = False  # we have said good-bye; what still comes is thrown away
+        super().__init__(connection, endpoint, peer)
+        if self._incoming.pending:  # what came together with the end of the handshake
+            self._loop.call_soon(self._begin)
+
+    @property
+    def half_closable(self) -> bool:
+        """Too many programs take the end of one direction for the end of both."""
+        return False
+
+    def write_eof(self) -> None:
+        raise NotImplementedError("a TLS connection ends as a whole")
+
+    def write(self, data: bytes) -> None:
+        if self._closing or not data:
+            return
+        self._encrypt(data)
+        Channel.write(self, self._outgoing.read())
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        try:
+            self._tls.unwrap()
+        except ssl.SSLError:
+            self._reply()  # with our good-bye; for the other side's there is `_part`
+        else:
+            self._reply()
+        Channel.close(self)
+
+    def _begin(self) -> None:
+        if self._hearing:
+            try:
+                self._open_records()
+            except Exception as error:  # noqa: BLE001 - as in `_handle`
+                self._fail(error)
+
+    def _read(self) -> None:
+        data = self._take()
+        if data is None:
+            return
+        if not data:
+            if self._parting:
+                self._lose(None)
+            else:
+                self._end()
+        elif not self._parting:
+            self._incoming.write(data)
+            self._open_records()
+
+    def _open_records(self) -> None:
+        """Hand over the content of the records that are complete."""
+        data = self._open_record()
+        if data:
+            if self._incoming.pending or self._tls.pending():
+                parts = [data]
+                while data := self._open_record():
+                    parts.append(data)
+                self._endpoint.data_received(b"".join(parts))
+            else:
+                self._endpoint.data_received(data)
+                return
+        if data is not None and not self._closing:
+            self._end()
+
+    def _open_record(self) -> bytes | None:
+        """The content of the next one; nothing when it is a good-bye, None when there is none (any more)."""
+        data: bytes | None = None
+        try:
+            data = self._decrypt(RECORD)
+        except ssl.SSLWantReadError:
+            data = None
+        except ssl.SSLError as error:
+            self._reply()
+            self._lose(error)
+        if self._outgoing.pending:
+            self._reply()
+        return data
+
+    def _reply(self) -> None:
+        """Send what TLS itself has to say."""
+        Channel.write(self, self._outgoing.read())
+
+    def _part(self) -> None:
+        """A close with bytes still coming would reset the connection, and with it what we said last."""
+        self._parting = True
+        self._shut_down()
+        if not self._lost:
+            self._hearing = True
+            self._watch(READABLE)
