@@ -7,7 +7,8 @@ PREFIX   := /opt/codius-host
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # From the distribution. python3-nftables exists only there, so the venv sees the system's packages.
-PACKAGES       := podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
+# gcc and the headers compile the front door's data path (setup.py).
+PACKAGES       := gcc libc6-dev python3-dev podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
 TEST_PACKAGES  := curl docker-registry bind9-dnsutils conntrack iptables ufw firewalld dbus-daemon knot slowhttptest qemu-user
 # Only for measurements: other servers and load generators.
 BENCH_PACKAGES := dnsperf nginx-light haproxy caddy wrk
@@ -52,7 +53,7 @@ bench: setup-bench ## measure, and write docs/benchmarks.md
 docs: setup ## write again what is generated from the code
 	@$(BIN)/python -m tests.docs
 
-setup: $(VENV)/.ready ## install what is missing; costs nothing when nothing is
+setup: $(VENV)/.compiled ## install what is missing; costs nothing when nothing is
 
 setup-test: setup
 	@$(call subdue,$(TEST_SERVICES)); $(call install,$(TEST_PACKAGES))
@@ -66,6 +67,12 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@$(PYTHON) -m venv --system-site-packages $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
 		|| { echo "setup: pip failed; its own lines are above. Is the package index reachable?"; exit 1; }
+	@touch $@
+
+# In place, so that what is tested is what runs: docs/adr/019-a-compiled-data-path.md.
+$(VENV)/.compiled: $(VENV)/.ready setup.py $(wildcard proxy/codius_proxy/*.py)
+	@echo "setup: compiling the front door's data path"
+	@$(BIN)/python setup.py --quiet build_ext --inplace --build-temp build/temp
 	@touch $@
 
 # Missing packages are named, then installed; with none missing nothing is asked of apt.
@@ -114,4 +121,4 @@ install: ## as services: /usr/local/bin/codiusd, units, users, /etc/codius/codiu
 	@echo "install: next: edit /etc/codius/codius.env; codiusd doctor; systemctl enable --now codius.target"
 
 clean: ## remove what setup and the tests made here
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build *.egg-info proxy/codius_proxy/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

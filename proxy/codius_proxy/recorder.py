@@ -131,15 +131,17 @@ class Outbox:
 
 
 def _record(visit: Visit, offset: float) -> Record:
-    visitor, request, pod, status, received, sent, started, seconds, number, end, reason = visit
     method = host = target = b""
+    request = visit.request
     if request is not None:
-        method, target, _, host = request[:4]
+        method = request.method
         # What a stranger makes long is cut, so that what is kept is bounded; render says that it was.
-        target, host = target[: MAX_SHOWN + 1], host[: MAX_AUTHORITY + 1]
+        target, host = request.target[: MAX_SHOWN + 1], request.host[: MAX_AUTHORITY + 1]
+    end = visit.end
     return (
-        int((started + seconds + offset) * MICRO), int(seconds * MICRO), visitor.address, visitor.scheme,
-        method, host, target, pod, status, received, sent, number, reason,
+        int((visit.started + visit.seconds + offset) * MICRO), int(visit.seconds * MICRO),
+        visit.visitor.address, visit.visitor.scheme, method, host, target, visit.pod, visit.status,
+        visit.received, visit.sent, visit.number, visit.reason,
         "answered" if end is _ANSWERED else end.name.lower(),
     )  # fmt: skip
 

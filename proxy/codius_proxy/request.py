@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import Final
 
 from codius_proxy.fields import (
     ACCEPT,
@@ -52,38 +52,77 @@ MEMO_BLOCKS: Final = 1024  # header blocks remembered: a program sends the same 
 MEMO_BLOCK_LENGTH: Final = 1024  # bytes; longer ones are read line by line each time
 
 
-class Framing(NamedTuple):
+# Classes by hand, not dataclasses or named tuples: one of each is made per request, and compiled these cost
+# a sixth.
+class Framing:
     """What the header lines of a request say, whatever its first line is: a function of their bytes."""
 
-    fields: bytes  # for the pod: Host, what is end-to-end as it came, and the body's framing
-    host: bytes
-    length: int | None
-    chunked: bool
-    close: bool
-    upgrade: bytes | None  # offered, and one that may pass
-    expect: bool
-    html: bool
-    claims: tuple[Field, ...]
-    max_forwards: int | None
+    __slots__ = (
+        "chunked", "claims", "close", "expect", "fields", "host", "html", "length", "max_forwards", "upgrade",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        fields: bytes,
+        host: bytes,
+        length: int | None,
+        chunked: bool,
+        close: bool,
+        upgrade: bytes | None,
+        expect: bool,
+        html: bool,
+        claims: tuple[Field, ...],
+        max_forwards: int | None,
+    ) -> None:
+        self.fields = fields  # for the pod: Host, what is end-to-end as it came, and the body's framing
+        self.host = host
+        self.length = length
+        self.chunked = chunked
+        self.close = close
+        self.upgrade = upgrade  # offered, and one that may pass
+        self.expect = expect
+        self.html = html
+        self.claims = claims
+        self.max_forwards = max_forwards
 
 
-# NamedTuples, not dataclasses: one of each is made per request, and a frozen dataclass costs 3x as much.
-class RequestHead(NamedTuple):
+class RequestHead:
     """A request as it may go to a pod: end-to-end fields only, the rest decided."""
 
-    method: bytes
-    target: bytes
-    minor: int  # of HTTP/1.x
-    host: bytes
-    fields: bytes  # Host, what is end-to-end as it came, and the body's framing; CR LF before each line
-    length: int | None
-    chunked: bool
-    keep_alive: bool
-    upgrade: bytes | None
-    expect: bool
-    html: bool  # the visitor takes HTML: a person, most likely
-    claims: tuple[Field, ...] = ()  # Forwarded, X-Forwarded-*, X-Real-IP: nothing unless the peer is trusted
-    last_hop: bool = False  # we are to answer it, RFC 9110 section 7.6.2
+    __slots__ = (
+        "chunked", "claims", "expect", "fields", "host", "html", "keep_alive", "last_hop", "length", "method",
+        "minor", "target", "upgrade",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        minor: int,
+        host: bytes,
+        fields: bytes,
+        length: int | None,
+        chunked: bool,
+        keep_alive: bool,
+        upgrade: bytes | None,
+        expect: bool,
+        html: bool,
+        claims: tuple[Field, ...] = (),
+        last_hop: bool = False,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.minor = minor  # of HTTP/1.x
+        self.host = host
+        self.fields = fields  # as in `Framing`, CR LF before each line
+        self.length = length
+        self.chunked = chunked
+        self.keep_alive = keep_alive
+        self.upgrade = upgrade
+        self.expect = expect
+        self.html = html  # the visitor takes HTML: a person, most likely
+        self.claims = claims  # Forwarded, X-Forwarded-*, X-Real-IP: nothing unless the peer is trusted
+        self.last_hop = last_hop  # we are to answer it, RFC 9110 section 7.6.2
 
     @property
     def repeatable(self) -> bool:
@@ -130,20 +169,20 @@ def parse_request(head: bytes) -> RequestHead:
     if len(target) > MAX_TARGET:
         raise HttpError(414, f"The request target is longer than {MAX_TARGET} bytes.")
     block = head[match.end() :]
-    fields = remembered_blocks.get(block)
-    if fields is None:
-        fields = _parse_block(block)
-        remembered_blocks.remember(block, fields)
+    framing = remembered_blocks.get(block)
+    if framing is None:
+        framing = _parse_block(block)
+        remembered_blocks.remember(block, framing)
     if method in _UNSERVED:
         raise HttpError(501, _UNSERVED[method])
     minor = 1 if digit == b"1" else 0
-    if not minor and fields.chunked:  # faulty framing, RFC 9112 section 6.1
+    if not minor and framing.chunked:  # faulty framing, RFC 9112 section 6.1
         raise HttpError(400, "HTTP/1.0 knows no Transfer-Encoding.")
     if target[0] != _SLASH:
-        target = _origin_form(method, target, fields.host)
-    if fields.max_forwards is not None:
-        return _count_hop(method, target, minor, fields)
-    return _combine(method, target, minor, fields)
+        target = _origin_form(method, target, framing.host)
+    if framing.max_forwards is not None:
+        return _count_hop(method, target, minor, framing, framing.max_forwards)
+    return _combine(method, target, minor, framing, framing.fields, False)
 
 
 def render_request(head: RequestHead, forwarding: bytes) -> bytes:
@@ -156,21 +195,24 @@ def render_request(head: RequestHead, forwarding: bytes) -> bytes:
     return b"%b %b HTTP/1.1%b%b%b\r\n" % (head.method, head.target, fields, _VIA, forwarding)
 
 
-def _combine(method: bytes, target: bytes, minor: int, fields: Framing) -> RequestHead:
+def _combine(
+    method: bytes, target: bytes, minor: int, framing: Framing, fields: bytes, last_hop: bool
+) -> RequestHead:
     return RequestHead(
         method,
         target,
         minor,
-        fields.host,
-        fields.fields,
-        fields.length,
-        fields.chunked,
+        framing.host,
+        fields,
+        framing.length,
+        framing.chunked,
         # HTTP/1.0 keep-alive would need every answer's length in advance: closing is simpler and right.
-        minor == 1 and not fields.close,
-        fields.upgrade if minor else None,
-        fields.expect and minor == 1,
-        fields.html,
-        fields.claims,
+        minor == 1 and not framing.close,
+        framing.upgrade if minor else None,
+        framing.expect and minor == 1,
+        framing.html,
+        framing.claims,
+        last_hop,
     )
 
 
@@ -270,13 +312,11 @@ def _parse_block(block: bytes) -> Framing:
 _NOTHING: Final[frozenset[bytes]] = frozenset()
 
 
-def _count_hop(method: bytes, target: bytes, minor: int, fields: Framing) -> RequestHead:
+def _count_hop(method: bytes, target: bytes, minor: int, framing: Framing, left: int) -> RequestHead:
     """A request that may pass so many proxies only; the field counts for OPTIONS (and TRACE) alone."""
-    left = fields.max_forwards or 0
     counts = method == b"OPTIONS"
     line = b"\r\nMax-Forwards: %d" % (left - 1 if counts and left else left)
-    plain = fields._replace(fields=fields.fields + line, max_forwards=None)
-    return _combine(method, target, minor, plain)._replace(last_hop=counts and not left)
+    return _combine(method, target, minor, framing, framing.fields + line, counts and not left)
 
 
 def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:

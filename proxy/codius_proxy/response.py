@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 from codius_proxy.cookies import keep_to_pod
 from codius_proxy.fields import (
@@ -57,17 +57,30 @@ CHUNKED: Final = Body.CHUNKED
 UNTIL_CLOSE: Final = Body.UNTIL_CLOSE
 
 
-class ResponseHead(NamedTuple):
+class ResponseHead:
     """A response as it may go to a visitor: end-to-end fields only, the rest decided."""
 
-    status: int
-    status_line: bytes
-    fields: bytes  # what is end-to-end as it came, and the length; CR LF before each line
-    body: Body
-    length: int | None  # as declared, also where no body follows (HEAD, 304)
-    reusable: bool  # another request may follow on the pod's connection
-    upgrade: bytes | None
-    dated: bool
+    __slots__ = ("body", "dated", "fields", "length", "reusable", "status", "status_line", "upgrade")
+
+    def __init__(
+        self,
+        status: int,
+        status_line: bytes,
+        fields: bytes,
+        body: Body,
+        length: int | None,
+        reusable: bool,
+        upgrade: bytes | None,
+        dated: bool,
+    ) -> None:
+        self.status = status
+        self.status_line = status_line
+        self.fields = fields  # what is end-to-end as it came, and the length; CR LF before each line
+        self.body = body
+        self.length = length  # as declared, also where no body follows (HEAD, 304)
+        self.reusable = reusable  # another request may follow on the pod's connection
+        self.upgrade = upgrade
+        self.dated = dated
 
 
 def find_response_end(buffer: bytes, start: int = 0) -> tuple[int, int]:
@@ -131,7 +144,9 @@ def _read_head(head: bytes, method: bytes, upgrade: bytes | None) -> ResponseHea
         mended = _mend(head)
         if mended == head:
             raise
-        return _parse_head(mended, method, upgrade)._replace(reusable=False)
+        found = _parse_head(mended, method, upgrade)
+        found.reusable = False
+        return found
     if method != b"HEAD" and found.status != 101:
         remembered_heads.remember(head, found)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from codius_proxy.identity import Identity
 from codius_proxy.request import RequestHead
@@ -19,20 +19,39 @@ class End(Enum):
     VISITOR_LOST = "the visitor left, or was too slow"
 
 
-class Visit(NamedTuple):
+class Visit:
     """One request and what became of it."""
 
-    visitor: Identity
-    request: RequestHead | None  # None: there was no head to be read
-    pod: str  # the manifest hash, `api`, or nothing when it led nowhere
-    status: int  # of the answer that was begun; 0 when there was none
-    received: int  # bytes of the request's body, or of what came through the tunnel
-    sent: int  # bytes of the answer, its head included, and of the tunnel
-    started: float  # time.monotonic when its head was complete
-    seconds: float
-    number: int  # of the request in its worker
-    end: End
-    reason: str  # in one word, why it was refused or failed; empty when it was not
+    __slots__ = (
+        "end", "number", "pod", "reason", "received", "request", "seconds", "sent", "started", "status",
+        "visitor",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        visitor: Identity,
+        request: RequestHead | None,
+        pod: str,
+        status: int,
+        received: int,
+        sent: int,
+        started: float,
+        seconds: float,
+        number: int,
+        end: End,
+        reason: str,
+    ) -> None:
+        self.visitor = visitor
+        self.request = request  # None: there was no head to be read
+        self.pod = pod  # the manifest hash, `api`, or nothing when it led nowhere
+        self.status = status  # of the answer that was begun; 0 when there was none
+        self.received = received  # bytes of the request's body, or of what came through the tunnel
+        self.sent = sent  # bytes of the answer, its head included, and of the tunnel
+        self.started = started  # time.monotonic when its head was complete
+        self.seconds = seconds
+        self.number = number  # of the request in its worker
+        self.end = end
+        self.reason = reason  # in one word, why it was refused or failed; empty when it was not
 
 
 class Observer(Protocol):

@@ -22,6 +22,7 @@ from codius_proxy.request import (
     MAX_TARGET,
     MEMO_BLOCK_LENGTH,
     MEMO_BLOCKS,
+    RequestHead,
     find_head_end,
     parse_request,
     remembered_blocks,
@@ -298,11 +299,15 @@ def test_what_is_remembered_is_bounded() -> None:
     assert max(map(len, REQUEST_NAMES)) <= MEMO_NAME_LENGTH
 
 
+def facts(head: RequestHead) -> tuple[object, ...]:
+    return render_request(head, b""), head.host, head.length, head.keep_alive, head.html, head.claims
+
+
 def test_what_is_remembered_is_what_was_read() -> None:
     first = parse_request(request("Connection: close, X-Mine", "X-Mine: 1", "Accept: text/html"))
     for _ in range(3):
         again = parse_request(request("Connection: close, X-Mine", "X-Mine: 1", "Accept: text/html"))
-        assert again == first
+        assert facts(again) == facts(first)
     assert first.fields == b"\r\nHost: h.example\r\nAccept: text/html"
     old = parse_request(request("Connection: upgrade", "Upgrade: websocket", line="GET / HTTP/1.0"))
     new = parse_request(request("Connection: upgrade", "Upgrade: websocket"))
