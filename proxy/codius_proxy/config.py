@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from codius_proxy.identity import Network
+from codius_proxy.bounds import Bounds
+
+if TYPE_CHECKING:  # who only wants the defaults loads nothing else
+    from codius_proxy.identity import Network
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -91,6 +94,7 @@ class ProxyConfig:
     metrics: tuple[str, int] | None = None  # address and port for Prometheus
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
+    bounds: Bounds = field(default_factory=Bounds)
 
     def port_suffix(self, scheme: str) -> str:
         """`:8443`, or nothing where visitors need not say the port."""

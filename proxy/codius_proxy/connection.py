@@ -80,7 +80,7 @@ class VisitorConnection(asyncio.Protocol):
         self.site = site
         self.entrance = entrance
         self._client = client
-        self.reader = RequestReader()
+        self.reader = RequestReader(site.config.bounds)
         self.identity: Identity
         self.rendered: bytes
         self.deadline = 0.0

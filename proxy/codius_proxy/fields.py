@@ -13,7 +13,6 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-MAX_FIELDS: Final = 128  # header lines of a head
 MEMO_NAMES: Final = 1024  # field names remembered per direction
 MEMO_NAME_LENGTH: Final = 64  # bytes; longer ones are classified each time
 MAX_LENGTH_DIGITS: Final = 18  # of a Content-Length: below 2**63 with room to spare
@@ -162,7 +161,7 @@ REQUEST_NAMES: Final = NameMemo(_REQUEST_KINDS, from_visitor=True)
 RESPONSE_NAMES: Final = NameMemo(_RESPONSE_KINDS, from_visitor=False)
 
 
-def split_block(block: bytes) -> list[bytes]:
+def split_block(block: bytes, most: int) -> list[bytes]:
     """The header lines of a head, each of which has its CR LF before it; HttpError 400, 431.
 
     What is left to check of a line after that is its name, by a NameMemo, and that there is a colon.
@@ -173,8 +172,8 @@ def split_block(block: bytes) -> list[bytes]:
     # would be left over, and so would any other control character. Faster than a regex.
     if block.translate(None, _VALUE_BYTES) != b"\r\n" * len(lines):
         raise HttpError(400, next(why_no_field(line) for line in lines if not FIELD.fullmatch(line)))
-    if len(lines) > MAX_FIELDS:
-        raise HttpError(431, f"There are more than {MAX_FIELDS} header lines.")
+    if len(lines) > most:
+        raise HttpError(431, f"There are more than {most} header lines.")
     return lines
 
 
