@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from codius_netpolicy.policy import EgressMode, TransportPorts, parse_range
 from codius_node import config
+from codius_node.declarations import render_help
 from codius_node.environment import HOST_VARIABLE, read_environ
 from codius_node.errors import CodiusError, SettingsError
 from codius_node.terminal import clean, paint, print_json, say_error
@@ -132,7 +133,7 @@ For clients (of the host given with --host or {HOST_VARIABLE}):
   codiusd COMMAND --help  tells more; --version tells the version.
 
 Settings of a host: environment variables, with their defaults in brackets.
-{config.render_help()}"""
+{render_help(config.DECLARED.values())}"""
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -62,7 +62,7 @@ class Timeouts:
 class Limits:
     """How much one worker takes on."""
 
-    connections: int = 8192  # visitors at once; the file limit may lower it (two files per visitor)
+    connections: int = 16384  # visitors at once; the file limit may lower it (two files per visitor)
     per_client: int = 1024  # of these from one address, or one IPv6 /64; trusted proxies are not counted
     per_target: int = 512  # requests at once to one pod, so that one cannot use up all connections
     to_api: int = 256  # the same for the host's own API
