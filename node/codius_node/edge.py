@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from codius_node import privileges, systemd
-from codius_node.config import Settings
+from codius_node.config import Settings, load
+from codius_node.environment import Environment
 from codius_node.errors import CodiusError, SettingsError
 from codius_node.uri import DEFAULT_PORTS
 
@@ -19,14 +20,26 @@ if TYPE_CHECKING:
 MIB: Final = 1024 * 1024
 
 
-def proxy(settings: Settings) -> int:
-    """`codiusd proxy`: the front door, until SIGTERM; the exit status."""
+def proxy(settings: Settings, environment: Environment) -> int:
+    """`codiusd proxy`: the front door, until SIGTERM; SIGHUP reads the environment again. The exit status."""
     from codius_proxy import server  # each process loads only what it is
     from codius_proxy.config import AddressError, CertificateError, SetupError
 
     config = proxy_config(settings)
+
+    def reread() -> ProxyConfig:
+        try:
+            return proxy_config(load(environment.read()))
+        except SettingsError as error:
+            raise SetupError(error.message) from error
+
     try:
-        server.run(config, drop_privileges=privileges.drop, on_ready=lambda: systemd.notify("READY=1"))
+        server.run(
+            config,
+            drop_privileges=privileges.drop,
+            on_ready=lambda: systemd.notify("READY=1"),
+            reread=reread,
+        )
     except AddressError as error:
         raise StartError(
             f"the front door {error}",

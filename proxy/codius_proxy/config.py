@@ -96,6 +96,26 @@ class ProxyConfig:
     limits: Limits = field(default_factory=Limits)
     bounds: Bounds = field(default_factory=Bounds)
 
+    @property
+    def log_settings(self) -> tuple[Path | None, int]:
+        """What the access log's writer is made with."""
+        return self.access_log, self.access_log_bytes
+
+    def changed_to(self, other: ProxyConfig) -> ProxyConfig:
+        """`other`, for a front door that runs with this; SetupError where that takes a restart.
+
+        What it listens on was opened once, with rights that it no longer has.
+        """
+        for what, ours, theirs in (
+            ("address", self.listen_address, other.listen_address),
+            ("port", self.port, other.port),
+            ("port of the redirect", self.redirect_port, other.redirect_port),
+            ("address of the metrics", self.metrics, other.metrics),
+        ):
+            if ours != theirs:
+                raise SetupError(f"the {what} is {ours} and would become {theirs}, which takes a restart")
+        return other
+
     def port_suffix(self, scheme: str) -> str:
         """`:8443`, or nothing where visitors need not say the port."""
         port = self.public_port if self.public_port is not None else self.port
