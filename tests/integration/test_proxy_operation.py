@@ -303,6 +303,32 @@ async def test_workers_that_start_while_the_node_says_nothing_know_the_routes() 
             assert (await client.get(name())).body == b"hello"
 
 
+async def test_a_route_that_is_gone_does_not_come_back_in_workers_started_when_the_node_hangs() -> None:
+    async with (
+        origin() as pod,
+        running(pod, timeouts=Timeouts(routes=0.3)) as proxy,
+    ):
+        proxy.feed.add(OTHER, Target("127.0.0.1", pod.port))
+        clients = (await one_of_each(proxy)).values()
+        for client in clients:
+            async with asyncio.timeout(DEADLINE):
+                while (await client.get(name(OTHER))).status != 200:
+                    pass
+        proxy.feed.silent = True
+        proxy.feed.remove(OTHER)
+        for client in clients:
+            async with asyncio.timeout(DEADLINE):
+                while (await client.get(name(OTHER))).status != 404:
+                    pass
+        before = proxy.children()
+        for pid in before:  # all at once: none of them is left to keep the routes in its own time
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: len(set(proxy.children()) - set(before)) == 2)
+        for client in (await one_of_each(proxy)).values():
+            assert (await client.get(name(OTHER))).status == 404
+            assert (await client.get(name())).body == b"hello"
+
+
 async def test_a_route_change_reaches_every_worker() -> None:
     async with (
         origin() as pod,
