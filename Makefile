@@ -72,6 +72,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 # In place, so that what is tested is what runs: docs/adr/019-a-compiled-data-path.md.
 $(VENV)/.compiled: $(VENV)/.ready setup.py $(wildcard proxy/codius_proxy/*.py)
 	@echo "setup: compiling the front door's data path"
+	@rm -f proxy/codius_proxy/*.so
 	@$(BIN)/python setup.py --quiet build_ext --inplace --build-temp build/temp
 	@touch $@
 

@@ -7,16 +7,16 @@ has changed. Without the compiled ones the same modules are interpreted, at twic
 
 import sys
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 COMPILED = (
-    "admission", "channel", "chunked", "connection", "exchange", "fields", "identity", "memo", "poller", "pool",
-    "recorder", "request", "request_reader", "response", "response_reader", "routes", "secure_channel", "site",
-    "tunnel", "upstream", "visit",
+    "admission", "bounds", "channel", "chunked", "connection", "exchange", "fields", "identity", "memo",
+    "poller", "pool", "recorder", "request", "request_reader", "response", "response_reader",
+    "secure_channel", "site", "tunnel", "turns", "upstream", "visit",
 )  # fmt: skip
 
 
-def extensions() -> list:
+def extensions() -> list[Extension]:
     # pip and setuptools ask many things of this file that need no compiler. An editable tree is compiled by
     # make, whenever a source is newer.
     if not {"build_ext", "bdist_wheel"} & set(sys.argv):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from codius_node import config
+from codius_node import config, declarations
 from tests.integration import http_requirements
 from tests.integration.test_golden import DIFFERENCES
 from tests.system.isolation import page
@@ -17,13 +17,17 @@ MARKERS = re.compile(r"(<!-- settings: .*? -->\n).*?(<!-- settings end -->)", re
 
 def generated() -> Iterator[tuple[Path, str]]:
     """Each generated file with the text it should have."""
-    yield ROOT / ".env.example", config.render_env()
+    settings = config.DECLARED.values()
+    yield ROOT / ".env.example", declarations.render_env(settings)
     yield ROOT / "docs" / "compatibility.md", render_differences()
     # What was found stays as it is: only the system tests can find it.
     yield page.PAGE, page.render(page.read(page.PAGE.read_text()))
     yield ROOT / "docs" / "http-conformance.md", http_requirements.render()
     readme = ROOT / "README.md"
-    yield readme, MARKERS.sub(lambda m: m[1] + config.render_table() + m[2], readme.read_text())
+    yield (
+        readme,
+        MARKERS.sub(lambda m: m[1] + declarations.render_table(settings) + m[2], readme.read_text()),
+    )
 
 
 def render_differences() -> str:

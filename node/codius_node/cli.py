@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from codius_netpolicy.policy import EgressMode, TransportPorts, parse_range
 from codius_node import config
-from codius_node.environment import HOST_VARIABLE, read_environ
+from codius_node.declarations import render_help
+from codius_node.environment import HOST_VARIABLE, Environment, read_environ
 from codius_node.errors import CodiusError, SettingsError
 from codius_node.terminal import clean, paint, print_json, say_error
 
@@ -132,7 +133,7 @@ For clients (of the host given with --host or {HOST_VARIABLE}):
   codiusd COMMAND --help  tells more; --version tells the version.
 
 Settings of a host: environment variables, with their defaults in brackets.
-{config.render_help()}"""
+{render_help(config.DECLARED.values())}"""
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -342,6 +343,7 @@ def _hash(text: str) -> str:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    environment = Environment(os.environ, arguments.env_file)
     settings = config.load(read_environ(arguments.env_file))
     _start_logging(settings)
     for name in config.find_unknown(os.environ):
@@ -351,7 +353,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         case "run":
             from codius_node import supervisor
 
-            return supervisor.run(settings)
+            return supervisor.run(settings, environment)
         case "node":
             from codius_node import daemon
 
@@ -359,7 +361,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         case "proxy":
             from codius_node import edge
 
-            return edge.proxy(settings)
+            return edge.proxy(settings, environment)
         case _:
             from codius_node import edge
 

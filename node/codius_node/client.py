@@ -21,10 +21,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from codius_node import manifest, schema
-from codius_node.config import is_loopback_name
 from codius_node.errors import CodiusError
 from codius_node.model import Json, LogLine, ManifestHash
 from codius_node.registry import Registry
+from codius_node.uri import is_loopback_name
 
 DEFAULT_HOST: Final = "http://codius.localhost:3000"
 CODIUS_FILE: Final = "codius.json"

@@ -7,44 +7,39 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from codius_node import privileges, systemd
-from codius_node.config import DEFAULT_PORTS, Settings
+from codius_node.config import Settings, load
+from codius_node.environment import Environment
 from codius_node.errors import CodiusError, SettingsError
+from codius_node.uri import DEFAULT_PORTS
 
 if TYPE_CHECKING:
     from codius_dns.server import DnsConfig
     from codius_dns.zone import Zone
+    from codius_proxy.config import ProxyConfig
 
 MIB: Final = 1024 * 1024
 
 
-def proxy(settings: Settings) -> int:
-    """`codiusd proxy`: the front door, until SIGTERM; the exit status."""
+def proxy(settings: Settings, environment: Environment) -> int:
+    """`codiusd proxy`: the front door, until SIGTERM; SIGHUP reads the environment again. The exit status."""
     from codius_proxy import server  # each process loads only what it is
-    from codius_proxy.config import AddressError, CertificateError, ProxyConfig, SetupError
+    from codius_proxy.config import AddressError, CertificateError, SetupError
 
-    _check_together(settings)
-    uri = settings.public_uri
-    config = ProxyConfig(
-        zone=uri.host,
-        listen_address=str(settings.bind_ip),
-        port=settings.port,
-        api_socket=settings.api_socket,
-        feed_socket=settings.feed_socket,
-        workers=settings.proxy_workers,
-        scheme=uri.scheme,
-        public_port=uri.port,
-        certificates=settings.tls_certificates,
-        redirect_port=settings.redirect_port or None,
-        hsts=settings.hsts,
-        trusted_proxies=settings.trusted_proxies,
-        proxy_protocol=settings.proxy_protocol,
-        contact=settings.contact,
-        access_log=settings.access_log,
-        access_log_bytes=settings.access_log_size * MIB,
-        metrics=settings.metrics,
-    )
+    config = proxy_config(settings)
+
+    def reread() -> ProxyConfig:
+        try:
+            return proxy_config(load(environment.read()))
+        except SettingsError as error:
+            raise SetupError(error.message) from error
+
     try:
-        server.run(config, drop_privileges=privileges.drop, on_ready=lambda: systemd.notify("READY=1"))
+        server.run(
+            config,
+            drop_privileges=privileges.drop,
+            on_ready=lambda: systemd.notify("READY=1"),
+            reread=reread,
+        )
     except AddressError as error:
         raise StartError(
             f"the front door {error}",
@@ -63,6 +58,52 @@ def proxy(settings: Settings) -> int:
             hint="It runs as an unprivileged user, who also moves full files aside: give it the directory.",
         ) from error
     return 0
+
+
+def proxy_config(settings: Settings) -> ProxyConfig:
+    """What the settings mean for the front door; SettingsError for what cannot be meant together."""
+    from codius_proxy.bounds import Bounds
+    from codius_proxy.config import Limits, ProxyConfig, Timeouts
+
+    _check_together(settings)
+    uri = settings.public_uri
+    return ProxyConfig(
+        zone=uri.host,
+        listen_address=str(settings.bind_ip),
+        port=settings.port,
+        api_socket=settings.api_socket,
+        feed_socket=settings.feed_socket,
+        workers=settings.proxy_workers,
+        scheme=uri.scheme,
+        public_port=uri.port,
+        certificates=settings.tls_certificates,
+        redirect_port=settings.redirect_port or None,
+        hsts=settings.hsts,
+        trusted_proxies=settings.trusted_proxies,
+        proxy_protocol=settings.proxy_protocol,
+        contact=settings.contact,
+        access_log=settings.access_log,
+        access_log_bytes=settings.access_log_size * MIB,
+        metrics=settings.metrics,
+        timeouts=Timeouts(
+            head=settings.proxy_head_timeout,
+            idle=settings.proxy_idle_timeout,
+            body=settings.proxy_body_timeout,
+            connect=settings.proxy_connect_timeout,
+            first_byte=settings.proxy_first_byte_timeout,
+        ),
+        limits=Limits(
+            connections=settings.proxy_connections,
+            per_client=settings.proxy_client_connections,
+            per_target=settings.proxy_pod_requests,
+        ),
+        bounds=Bounds(
+            head=settings.proxy_head_size,
+            fields=settings.proxy_header_lines,
+            line=settings.proxy_line_size,
+            chunk_line=settings.proxy_chunk_line_size,
+        ),
+    )
 
 
 def dns(settings: Settings) -> int:

@@ -17,18 +17,31 @@ MAX_ENV_FILE: Final = 64 * 1024
 _ENV_LINE: Final = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)")
 
 
-def read_environ(path: Path | None) -> Mapping[str, str]:
-    """The environment, with the file's settings added for us and for the processes we start."""
-    if path is not None:
+class Environment:
+    """What a command was given: the process's own variables, and behind them a file that may change."""
+
+    def __init__(self, own: Mapping[str, str], path: Path | None) -> None:
+        self._own = dict(own)
+        self._path = path
+
+    def read(self) -> dict[str, str]:
+        """As it is now; SettingsError when the file cannot be read."""
+        if self._path is None:
+            return dict(self._own)
         try:
-            with path.open(encoding="utf-8") as file:
+            with self._path.open(encoding="utf-8") as file:
                 text = file.read(MAX_ENV_FILE)
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(
-                f"{path} cannot be read: {error}", hint="Name a file of NAME=value lines with --env-file."
+                f"{self._path} cannot be read: {error}",
+                hint="Name a file of NAME=value lines with --env-file.",
             ) from error
-        for name, value in parse_env_file(text, path).items():
-            os.environ.setdefault(name, value)
+        return {**parse_env_file(text, self._path), **self._own}
+
+
+def read_environ(path: Path | None) -> Mapping[str, str]:
+    """The environment, with the file's settings added for us and for the processes we start."""
+    os.environ.update(Environment(os.environ, path).read())
     return os.environ
 
 
@@ -49,3 +62,8 @@ def parse_env_file(text: str, path: Path) -> dict[str, str]:
             value = value[1:-1]
         found[match[1]] = value
     return found
+
+
+def render_env_file(values: Mapping[str, str]) -> str:
+    """Lines that `parse_env_file` reads as these values, none of which has more than one line."""
+    return "".join(f"{name}='{value}'\n" for name, value in values.items())

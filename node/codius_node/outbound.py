@@ -16,9 +16,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from codius_netpolicy.policy import DEFAULT_DENIED_RANGES
 from codius_node import schema
-from codius_node.config import PublicUri, is_loopback_name
 from codius_node.errors import CodiusError
 from codius_node.model import Json
+from codius_node.uri import PublicUri, is_loopback_name
 
 Address = IPv4Address | IPv6Address
 LookUp = Callable[[str], Awaitable[Sequence[Address]]]

@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol, cast
 
 from codius_node import schema
-from codius_node.config import PublicUri, parse_public_uri
 from codius_node.errors import CodiusError
 from codius_node.model import Json
 from codius_node.replies import Discovery
 from codius_node.schema import MAX_PEER_LIST
+from codius_node.uri import PublicUri, parse_public_uri
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from codius_node.config import is_loopback_name
 from codius_node.errors import ImageError
 from codius_node.schema import IMAGE_PATTERN, quote
+from codius_node.uri import is_loopback_name
 
 DOCKER_HUB: Final = "docker.io"
 """The registry of names that begin with none, as everywhere."""

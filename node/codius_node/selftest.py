@@ -20,9 +20,10 @@ from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
 from codius_node import client, sample, sample_program, schema
-from codius_node.config import Settings, is_loopback_name
+from codius_node.config import Settings
 from codius_node.errors import CodiusError, NotFoundError
 from codius_node.model import Capacity, Json, ManifestHash, Pod
+from codius_node.uri import is_loopback_name
 
 logger = logging.getLogger(__name__)
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from codius_node import systemd
-from codius_node.config import Settings
+from codius_node.config import DECLARED, Settings, load
 from codius_node.daemon import open_node, settle_memory, stop_signals
-from codius_node.errors import CodiusError
+from codius_node.environment import Environment, render_env_file
+from codius_node.errors import CodiusError, SettingsError
 from codius_node.podman_service import PodmanService
 
 logger = logging.getLogger(__name__)
@@ -35,32 +38,76 @@ class ChildError(CodiusError):
     """A part of the host did not start."""
 
 
-def run(settings: Settings) -> int:
-    """The node here, the front door and the responder as children; until SIGTERM or Ctrl-C."""
-    asyncio.run(_run(settings))
+def run(settings: Settings, environment: Environment) -> int:
+    """The node here, the front door and the responder as children; until SIGTERM or Ctrl-C.
+
+    SIGHUP has the front door take up its settings anew. Where we were started from a terminal, it is the
+    terminal's end, and ours.
+    """
+    asyncio.run(_run(settings, environment))
     return 0
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, environment: Environment) -> None:
     stop = stop_signals()
+    loop = asyncio.get_running_loop()
+    handed = HandedSettings()
+    handed.keep(environment.read())
     async with AsyncExitStack() as stack:
         if not settings.noop and not settings.engine_socket.exists():
             settings = await _start_podman(settings, stack)
         await stack.enter_async_context(open_node(settings))
-        children = [Child("proxy", settings, settings.bind_ip, settings.port)]
+        proxy = Child("proxy", settings.bind_ip, settings.port, handed)
+        children = [proxy]
         if settings.dns_port and settings.public_addresses:
-            children.append(Child("dns", settings, settings.dns_ip, settings.dns_port))
+            children.append(Child("dns", settings.dns_ip, settings.dns_port))
         elif settings.dns_port:
             logger.warning("no DNS responder: it needs CODIUS_PUBLIC_ADDRESSES, and only you know them")
         for child in children:
             await child.start()
             stack.push_async_callback(child.aclose)
+        if sys.stdin.isatty():
+            loop.add_signal_handler(signal.SIGHUP, stop.set)
+        else:
+            loop.add_signal_handler(signal.SIGHUP, _reload, environment, handed, proxy)
         settle_memory()
         systemd.notify("READY=1")
         logger.info("host ready: %s", settings.public_uri)
         await stop.wait()
         systemd.notify("STOPPING=1")
         logger.info("stopping; pods stay up")
+
+
+def _reload(environment: Environment, handed: HandedSettings, proxy: Child) -> None:
+    """Hand the front door what is in the environment now; what it cannot use it refuses, and goes on."""
+    try:
+        environ = environment.read()
+        load(environ)
+    except SettingsError as error:
+        logger.error("the settings stay as they are: %s", error.message)
+        return
+    handed.keep(environ)
+    logger.info("reloading the front door; the node's and the responder's settings are read at their start")
+    proxy.reload()
+
+
+class HandedSettings:
+    """A file in memory that hands settings to a child: it can read it again, whatever rights it gave up."""
+
+    def __init__(self) -> None:
+        self.number = os.memfd_create("codius-settings")
+
+    @property
+    def path(self) -> str:
+        """What the child finds it by."""
+        return f"/proc/self/fd/{self.number}"
+
+    def keep(self, environ: Mapping[str, str]) -> None:
+        """Replace what is in it by the settings of `environ`."""
+        known = {name for setting in DECLARED.values() for name in setting.names}
+        text = render_env_file({name: environ[name] for name in sorted(known & environ.keys())})
+        os.ftruncate(self.number, 0)
+        os.pwrite(self.number, text.encode(), 0)
 
 
 async def _start_podman(settings: Settings, stack: AsyncExitStack) -> Settings:
@@ -75,10 +122,15 @@ class Child:
     """`codiusd proxy` or `codiusd dns` as a process of its own, started again when it dies."""
 
     def __init__(
-        self, command: str, settings: Settings, address: IPv4Address | IPv6Address, port: int
+        self,
+        command: str,
+        address: IPv4Address | IPv6Address,
+        port: int,
+        handed: HandedSettings | None = None,
     ) -> None:
+        """With `handed` its settings are there, and not in its environment."""
         self._command = command
-        self._settings = settings
+        self._handed = handed
         self._address = _reachable(address)
         self._port = port
         self._process: asyncio.subprocess.Process | None = None
@@ -104,6 +156,11 @@ class Child:
                 hint="`codiusd doctor` looks at ports, podman and the kernel.",
             ) from None
         self._keeper = asyncio.create_task(self._keep(), name=f"{self._command}-keeper")
+
+    def reload(self) -> None:
+        """Have it read its settings again."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGHUP)
 
     async def aclose(self) -> None:
         """SIGTERM, time to drain, then SIGKILL."""
@@ -134,18 +191,25 @@ class Child:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         command = [sys.executable, "-m", "codius_node", self._command]
-        passed = _passed_sockets() if self._command == "proxy" else ()
+        passed = list(_passed_sockets()) if self._command == "proxy" else []
+        environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+        kept = list(passed)
+        if self._handed is not None:
+            command += ["--env-file", self._handed.path]
+            kept.append(self._handed.number)
+            for setting in DECLARED.values():
+                for name in setting.names:
+                    environment.pop(name, None)
         if passed:
             # LISTEN_PID has to name the process that takes the sockets: only itself knows its pid
             command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *command]
         # killed with us, however we end: a front door of a host that is gone is no use to anybody
         command = ["setpriv", "--pdeathsig", "TERM", *command]
-        environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
         return await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             env=environment,
-            pass_fds=passed,
+            pass_fds=kept,
             start_new_session=True,
         )
 

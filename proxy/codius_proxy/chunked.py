@@ -6,9 +6,9 @@ import re
 from enum import Enum
 from typing import Final
 
+from codius_proxy.bounds import DEFAULT
 from codius_proxy.fields import FIELD, NOT_IN_TRAILERS, TOKEN, HttpError, shown, why_no_field
 
-MAX_CHUNK_LINE: Final = 256  # bytes of a chunk's size with its extensions
 MAX_CHUNK_DIGITS: Final = 15  # hexadecimal: below 2**63
 MAX_TRAILER: Final = 8 * 1024  # bytes of all fields after a chunked body
 LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -28,17 +28,18 @@ class _Chunk(Enum):
     TRAILER = "the trailer"
 
 
-_LINE_LIMITS: Final = {_Chunk.SIZE: MAX_CHUNK_LINE, _Chunk.DATA_END: 0, _Chunk.TRAILER: MAX_TRAILER}
-
-
 class ChunkedBody:
     """A chunked body going by: checks its framing and knows where it ends, RFC 9112 section 7.1."""
 
-    __slots__ = ("_decode", "_left", "_pending", "_state", "_trailer", "done")
+    __slots__ = ("_decode", "_left", "_longest", "_pending", "_state", "_trailer", "done")
 
-    def __init__(self, *, decode: bool = False) -> None:
-        """`decode`: give out the content only, for a reader that knows no chunks (HTTP/1.0)."""
+    def __init__(self, *, decode: bool = False, line: int = DEFAULT.chunk_line) -> None:
+        """`decode`: give out the content only, for a reader that knows no chunks (HTTP/1.0).
+
+        `line` is how many bytes a chunk's size may have with its extensions.
+        """
         self.done = False
+        self._longest = line
         self._decode = decode
         self._state = _Chunk.SIZE
         self._left = 0  # bytes of the current chunk's data still to come
@@ -73,7 +74,8 @@ class ChunkedBody:
 
     def _line_end(self, buffer: bytes, position: int) -> int:
         """Where the line at `position` ends, -1 while its CR LF has not arrived."""
-        limit = _LINE_LIMITS[self._state]
+        state = self._state
+        limit = self._longest if state is _Chunk.SIZE else 0 if state is _Chunk.DATA_END else MAX_TRAILER
         end = buffer.find(b"\r\n", position, position + limit + 2)
         if end < 0:
             line = buffer[position:]

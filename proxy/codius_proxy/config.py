@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from codius_proxy.identity import Network
+from codius_proxy.bounds import Bounds
+
+if TYPE_CHECKING:  # who only wants the defaults loads nothing else
+    from codius_proxy.identity import Network
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -59,7 +62,7 @@ class Timeouts:
 class Limits:
     """How much one worker takes on."""
 
-    connections: int = 8192  # visitors at once; the file limit may lower it (two files per visitor)
+    connections: int = 16384  # visitors at once; the file limit may lower it (two files per visitor)
     per_client: int = 1024  # of these from one address, or one IPv6 /64; trusted proxies are not counted
     per_target: int = 512  # requests at once to one pod, so that one cannot use up all connections
     to_api: int = 256  # the same for the host's own API
@@ -91,6 +94,27 @@ class ProxyConfig:
     metrics: tuple[str, int] | None = None  # address and port for Prometheus
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
+    bounds: Bounds = field(default_factory=Bounds)
+
+    @property
+    def log_settings(self) -> tuple[Path | None, int]:
+        """What the access log's writer is made with."""
+        return self.access_log, self.access_log_bytes
+
+    def changed_to(self, other: ProxyConfig) -> ProxyConfig:
+        """`other`, for a front door that runs with this; SetupError where that takes a restart.
+
+        What it listens on was opened once, with rights that it no longer has.
+        """
+        for what, ours, theirs in (
+            ("address", self.listen_address, other.listen_address),
+            ("port", self.port, other.port),
+            ("port of the redirect", self.redirect_port, other.redirect_port),
+            ("address of the metrics", self.metrics, other.metrics),
+        ):
+            if ours != theirs:
+                raise SetupError(f"the {what} is {ours} and would become {theirs}, which takes a restart")
+        return other
 
     def port_suffix(self, scheme: str) -> str:
         """`:8443`, or nothing where visitors need not say the port."""

@@ -27,6 +27,7 @@ from codius_proxy.tunnel import Tunnel
 from codius_proxy.visit import End, Visit
 
 MAX_AHEAD: Final = 64 * 1024  # bytes held of what a visitor sends before its turn, plus one read
+LARGE: Final = 4 * 1024  # bytes of requests; more waits for its turn, so that others need not wait for it
 MAX_LINGER: Final = 1024 * 1024  # bytes thrown away after the last answer
 
 
@@ -79,7 +80,7 @@ class VisitorConnection(Endpoint):
         self.site = site
         self.entrance = entrance
         self._client = client
-        self.reader = RequestReader()
+        self.reader = RequestReader(site.config.bounds)
         self.identity: Identity
         self.rendered: bytes
         self.deadline = 0.0
@@ -122,7 +123,12 @@ class VisitorConnection(Endpoint):
             reader = self.reader
             fresh = not reader.waiting
             reader.receive(data)
-            self._advance()
+            if len(reader.waiting) <= LARGE:
+                self._advance()
+            elif self._reading:
+                self._reading = False
+                self._channel.pause_reading()
+                self.site.turns.wait(self._take_turn)
             if fresh and self._state is _HEAD and reader.waiting:
                 self.wait(self.site.config.timeouts.head)
         elif state is _EXCHANGE or state is _DRAIN:
@@ -351,6 +357,10 @@ class VisitorConnection(Endpoint):
             self._close()  # what is left can never become a request
         if self.reader.waiting or not self._reading:
             self.regulate()
+
+    def _take_turn(self) -> None:
+        if self._state is _HEAD:
+            self._advance()
 
     def _begin(self) -> bool:
         """Read one request and send it on its way; False when its head is not complete."""

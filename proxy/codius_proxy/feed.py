@@ -22,7 +22,7 @@ from codius_proxy.routes import (
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE: Final = 0.05  # seconds before the first try to reconnect: a restart is quick
-KEEP_AFTER: Final = 1.0  # seconds from a change until it is kept for others: changes come in bursts
+KEEP_AFTER: Final = 1.0  # seconds from a change, which is noted at once, until all routes are kept again
 LONGEST_PAUSE: Final = 0.25  # seconds; an upload after an outage should not wait for us
 
 
@@ -119,4 +119,6 @@ class FeedReader:
                 logger.info("the feed at %s: %d routes", self._path, len(self._table))
                 self.ready.set()
             else:
+                if self._last_table is not None:
+                    self._last_table.note(line)
                 self._keep_soon()

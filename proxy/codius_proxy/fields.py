@@ -13,7 +13,6 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-MAX_FIELDS: Final = 128  # header lines of a head
 MEMO_NAMES: Final = 1024  # field names remembered per direction
 MEMO_NAME_LENGTH: Final = 64  # bytes; longer ones are classified each time
 MAX_LENGTH_DIGITS: Final = 18  # of a Content-Length: below 2**63 with room to spare
@@ -21,6 +20,7 @@ MAX_LENGTH_DIGITS: Final = 18  # of a Content-Length: below 2**63 with room to s
 # Possessive quantifiers only on single characters: Python 3.11 before 3.11.5 lets fullmatch succeed in the
 # middle of a possessive group (gh-106052), and Debian 12 has 3.11.2.
 TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_TOKEN_BYTES: Final = b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TOKEN_ONLY: Final = re.compile(TOKEN)
 BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 FIELD: Final = re.compile(rb"(" + TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)")
@@ -89,6 +89,7 @@ NOT_IN_TRAILERS: Final = PROTECTED | {b"connection", b"te", b"trailer", b"upgrad
 CONNECTION_OPTIONS: Final = frozenset(
     (b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings", b"proxy-connection")
 )
+_CLAIMS: Final = b"x-forwarded-"
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"host", b"connection"))
 _UNTUNNELLED: Final = frozenset((b"h2c", b"h2", b"tls"))  # protocols a proxy must not wave through
 _HOP_BY_HOP: Final = {
@@ -133,7 +134,7 @@ class NameMemo(dict[bytes, Kind | None]):
         self._from_visitor = from_visitor
 
     def __missing__(self, name: bytes) -> Kind | None:
-        if not TOKEN_ONLY.fullmatch(name):
+        if not name or name.translate(None, _TOKEN_BYTES):  # a regex takes four times as long
             raise HttpError(400, why_no_name(name))
         kind = self._classify(name.lower())
         if len(name) <= MEMO_NAME_LENGTH:
@@ -146,23 +147,25 @@ class NameMemo(dict[bytes, Kind | None]):
         kind = self._kinds.get(name)
         if kind is not None:
             return kind
+        if b"_" not in name:
+            return CLAIM if self._from_visitor and name.startswith(_CLAIMS) else None
         # CGI-like programs read `_` and `-` as the same: X_Forwarded_For is a claim as well.
         same = name.replace(b"_", b"-")
-        if same != name and same in _FRAMING:
-            return Kind.FORBIDDEN
+        if same in _FRAMING:
+            return FORBIDDEN
         if not self._from_visitor:
             return None
-        if same.startswith(b"x-forwarded-"):
-            return Kind.CLAIM
+        if same.startswith(_CLAIMS):
+            return CLAIM
         kind = self._kinds.get(same)
-        return kind if kind in (Kind.DROPPED, Kind.CLAIM) else None
+        return kind if kind in (DROPPED, CLAIM) else None
 
 
 REQUEST_NAMES: Final = NameMemo(_REQUEST_KINDS, from_visitor=True)
 RESPONSE_NAMES: Final = NameMemo(_RESPONSE_KINDS, from_visitor=False)
 
 
-def split_block(block: bytes) -> list[bytes]:
+def split_block(block: bytes, most: int) -> list[bytes]:
     """The header lines of a head, each of which has its CR LF before it; HttpError 400, 431.
 
     What is left to check of a line after that is its name, by a NameMemo, and that there is a colon.
@@ -173,8 +176,8 @@ def split_block(block: bytes) -> list[bytes]:
     # would be left over, and so would any other control character. Faster than a regex.
     if block.translate(None, _VALUE_BYTES) != b"\r\n" * len(lines):
         raise HttpError(400, next(why_no_field(line) for line in lines if not FIELD.fullmatch(line)))
-    if len(lines) > MAX_FIELDS:
-        raise HttpError(431, f"There are more than {MAX_FIELDS} header lines.")
+    if len(lines) > most:
+        raise HttpError(431, f"There are more than {most} header lines.")
     return lines
 
 

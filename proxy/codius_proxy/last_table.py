@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from codius_proxy.routes import FeedError, Snapshot, parse
+from codius_proxy.routes import FeedError, RouteTable, Snapshot, parse
 
 _HEADER: Final = struct.Struct("=II")  # bytes that follow, and their CRC-32: a writer may die half-way
 
@@ -22,28 +22,44 @@ class LastTable:
         self._file = os.memfd_create("codius-routes")
 
     def save(self, snapshot: bytes) -> None:
-        """Keep a message as `render_snapshot` makes it."""
+        """Keep a message as `render_snapshot` makes it, instead of all that was kept before."""
         with self._locked():
-            data = _HEADER.pack(len(snapshot), zlib.crc32(snapshot)) + snapshot
-            written = 0
-            while written < len(data):
-                written += os.pwrite(self._file, data[written:], written)
+            os.ftruncate(self._file, 0)
+            self._write(_HEADER.pack(len(snapshot), zlib.crc32(snapshot)) + snapshot, 0)
+
+    def note(self, message: bytes) -> None:
+        """Keep a message as `render_add` or `render_remove` makes it, behind what was kept before.
+
+        At once, where a whole table takes its time: a route that is gone must not come back in a worker that
+        is started in the next moment. Each worker notes what it hears, so most is here several times.
+        """
+        with self._locked():
+            self._write(message, os.fstat(self._file).st_size)
 
     def load(self) -> Snapshot | None:
-        """What was saved last; None when nothing was."""
+        """What was saved last, with what was noted since; None when nothing was."""
         with self._locked():
-            header = os.pread(self._file, _HEADER.size, 0)
-            if len(header) < _HEADER.size:
-                return None
-            size, checksum = _HEADER.unpack(header)
-            saved = os.pread(self._file, size, _HEADER.size)
+            kept = os.pread(self._file, os.fstat(self._file).st_size, 0)
+        if len(kept) < _HEADER.size:
+            return None
+        size, checksum = _HEADER.unpack_from(kept)
+        saved, noted = kept[_HEADER.size : _HEADER.size + size], kept[_HEADER.size + size :]
         if zlib.crc32(saved) != checksum:
             return None
-        try:
-            message = parse(saved)
-        except FeedError:
-            return None
-        return message if isinstance(message, Snapshot) else None
+        table = RouteTable()
+        for line in (saved, *noted.splitlines()):
+            try:
+                message = parse(line)
+            except FeedError:
+                continue  # whoever wrote it died half-way; the others have noted it as well
+            if table.known or isinstance(message, Snapshot):
+                table.apply(message)
+        return Snapshot(table.targets) if table.known else None
+
+    def _write(self, data: bytes, at: int) -> None:
+        while data:
+            written = os.pwrite(self._file, data, at)
+            data, at = data[written:], at + written
 
     def close(self) -> None:
         os.close(self._file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from codius_proxy.bounds import DEFAULT, LEAST, Bounds
 from codius_proxy.fields import (
     ACCEPT,
     BARE_LF,
@@ -35,8 +36,6 @@ from codius_proxy.fields import (
 )
 from codius_proxy.memo import Memo
 
-MAX_HEAD: Final = 32 * 1024  # bytes of a request head; browsers stay below 16 KiB
-MAX_TARGET: Final = 16 * 1024  # bytes of a request target: longer ones get 414
 MAX_METHOD: Final = 32  # bytes; the longest registered one has 17
 _VIA: Final = b"\r\nVia: 1.1 codius\r\n"  # a gateway MUST say that it was there, RFC 9110 section 7.6.3
 
@@ -137,18 +136,18 @@ class RequestHead:
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"))
 
 
-def find_head_end(buffer: bytes, start: int = 0) -> int:
+def find_head_end(buffer: bytes, start: int = 0, bounds: Bounds = DEFAULT) -> int:
     """Where a request's blank line begins, -1 while it has not arrived; HttpError as soon as it never can.
 
     `start` is what an earlier call already looked through.
     """
     end = buffer.find(b"\r\n\r\n", start - 3 if start > 3 else 0)
-    if 0 <= end <= MAX_HEAD:
+    if 0 <= end <= bounds.head:
         return end
-    if len(buffer) > MAX_HEAD:
-        if b"\r\n" not in buffer[: MAX_TARGET + MAX_METHOD]:
-            raise HttpError(414, f"The request target is longer than {MAX_TARGET} bytes.")
-        raise HttpError(431, f"The request head is longer than {MAX_HEAD} bytes.")
+    if len(buffer) > bounds.head:
+        if b"\r\n" not in buffer[: bounds.line + MAX_METHOD]:
+            raise HttpError(414, f"The request target is longer than {bounds.line} bytes.")
+        raise HttpError(431, f"The request head is longer than {bounds.head} bytes.")
     if buffer and buffer[0] not in _TOKEN_BYTES:
         raise HttpError(400, "This is not an HTTP/1.1 request.")
     if BARE_LF.search(buffer, max(0, start - 1)):
@@ -156,23 +155,22 @@ def find_head_end(buffer: bytes, start: int = 0) -> int:
     return -1
 
 
-def parse_request(head: bytes) -> RequestHead:
+def parse_request(head: bytes, bounds: Bounds = DEFAULT) -> RequestHead:
     """A request head without the blank line's CR LF CR LF; HttpError for anything ambiguous."""
     match = _REQUEST_LINE.match(head)
     if match is None:
-        raise HttpError(*_why_no_request_line(head.partition(b"\r\n")[0]))
+        raise HttpError(*_why_no_request_line(head.partition(b"\r\n")[0], bounds))
     method, target, major, digit = match.groups()
     if major != b"1" or digit not in b"01":
         raise HttpError(505, "This host speaks HTTP/1.1 and HTTP/1.0.")
     if len(method) > MAX_METHOD:
         raise HttpError(501, f"A method longer than {MAX_METHOD} bytes is not known here.")
-    if len(target) > MAX_TARGET:
-        raise HttpError(414, f"The request target is longer than {MAX_TARGET} bytes.")
+    if len(target) > bounds.line:
+        raise HttpError(414, f"The request target is longer than {bounds.line} bytes.")
     block = head[match.end() :]
     framing = remembered_blocks.get(block)
     if framing is None:
-        framing = _parse_block(block)
-        remembered_blocks.remember(block, framing)
+        framing = _parse_block(block, bounds)
     if method in _UNSERVED:
         raise HttpError(501, _UNSERVED[method])
     minor = 1 if digit == b"1" else 0
@@ -224,7 +222,7 @@ _UNSERVED: Final = {
 remembered_blocks: Final[Memo[Framing]] = Memo(entries=MEMO_BLOCKS, length=MEMO_BLOCK_LENGTH)
 
 
-def _parse_block(block: bytes) -> Framing:
+def _parse_block(block: bytes, bounds: Bounds) -> Framing:
     """The header lines of a request, CR LF before each; HttpError."""
     kept: list[bytes] = []
     host: bytes | None = None
@@ -234,7 +232,10 @@ def _parse_block(block: bytes) -> Framing:
     upgrade: bytes | None = None
     claims: list[Field] = []
     hops: int | None = None
-    for line in split_block(block):
+    lines = split_block(block, bounds.fields)
+    if len(block) > bounds.line and max(map(len, lines)) > bounds.line:
+        raise HttpError(431, f"A header line is longer than {bounds.line} bytes.")
+    for line in lines:
         name, colon, value = line.partition(b":")
         kind = REQUEST_NAMES[name]
         if not colon:
@@ -259,6 +260,8 @@ def _parse_block(block: bytes) -> Framing:
         elif kind is TRANSFER:
             if chunked:
                 raise HttpError(400, "The request has more than one Transfer-Encoding field.")
+            if b"\t" in line:  # readers differ in whether a tab belongs to the coding's name
+                raise HttpError(400, "The Transfer-Encoding field has a tab in it.")
             check_transfer_encoding(value)
             chunked = True
         elif kind is UPGRADE:
@@ -295,7 +298,7 @@ def _parse_block(block: bytes) -> Framing:
         kept.append(b"Transfer-Encoding: chunked")
     elif length is not None:
         kept.append(b"Content-Length: %d" % length)
-    return Framing(
+    found = Framing(
         b"\r\n".join(kept),
         host,
         length,
@@ -307,6 +310,9 @@ def _parse_block(block: bytes) -> Framing:
         tuple(claims),
         hops,
     )
+    if len(lines) <= LEAST.fields:
+        remembered_blocks.remember(block, found)
+    return found
 
 
 _NOTHING: Final[frozenset[bytes]] = frozenset()
@@ -336,9 +342,9 @@ def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
     return rest if rest[0] == _SLASH else b"/" + rest
 
 
-def _why_no_request_line(line: bytes) -> tuple[int, str]:
-    if len(line) > MAX_TARGET:
-        return 414, f"The request target is longer than {MAX_TARGET} bytes."
+def _why_no_request_line(line: bytes, bounds: Bounds) -> tuple[int, str]:
+    if len(line) > bounds.line:
+        return 414, f"The request target is longer than {bounds.line} bytes."
     if b"\n" in line or b"\r" in line:
         return 400, "Lines of a request head end with CR LF; this one has a bare CR or LF."
     return 400, f"{shown(line)} is no request line: method, target and HTTP/1.1 with one space between."

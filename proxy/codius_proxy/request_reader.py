@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from codius_proxy.bounds import DEFAULT, Bounds
 from codius_proxy.chunked import ChunkedBody
 from codius_proxy.request import RequestHead, find_head_end, parse_request
 
@@ -13,9 +14,10 @@ _CR: Final = ord("\r")
 class RequestReader:
     """Reads one request after the other from what it is given; no byte is ever in two of them."""
 
-    __slots__ = ("_blank", "_chunks", "_left", "_scanned", "body_done", "chunked", "waiting")
+    __slots__ = ("_blank", "_bounds", "_chunks", "_left", "_scanned", "body_done", "chunked", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds = DEFAULT) -> None:
+        self._bounds = bounds
         self.waiting = b""  # received, and not yet its turn
         self.body_done = True  # of the current request; only then is there a next head to read
         self.chunked = False  # the current request's body has no length
@@ -45,16 +47,16 @@ class RequestReader:
                 self.waiting = waiting[2:]
                 self._scanned = 0
                 return self.next_head()
-        end = find_head_end(waiting, self._scanned)
+        end = find_head_end(waiting, self._scanned, self._bounds)
         if end < 0:
             self._scanned = len(waiting)
             return None
-        head = parse_request(waiting[:end])
+        head = parse_request(waiting[:end], self._bounds)
         self.waiting = waiting[end + 4 :]
         self._scanned = 0
         self._blank = False
         if head.chunked:
-            self._chunks = ChunkedBody()
+            self._chunks = ChunkedBody(line=self._bounds.chunk_line)
             self.chunked = True
             self.body_done = False
         else:

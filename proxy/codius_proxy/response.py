@@ -32,6 +32,7 @@ from codius_proxy.fields import (
 from codius_proxy.memo import Memo
 
 MAX_RESPONSE_HEAD: Final = 64 * 1024  # bytes; pods may send longer heads than visitors
+MAX_FIELDS: Final = 128  # header lines of a response
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?")
 MEMO_HEADS: Final = 512  # remembered: a pod says the same again and again
@@ -176,7 +177,7 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
     options = _NOTHING
     upgrade: bytes | None = None
     dated = False
-    for line in split_block(head[len(first) :]):
+    for line in split_block(head[len(first) :], MAX_FIELDS):
         name, colon, value = line.partition(b":")
         kind = RESPONSE_NAMES[name]
         if not colon:

@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 
 from codius_proxy import listeners, recorder, worker
 from codius_proxy.access_log import LogFile
-from codius_proxy.config import CertificateError, LogError, ProxyConfig
+from codius_proxy.config import LogError, ProxyConfig, SetupError
 from codius_proxy.event_loop import FrontLoop
 from codius_proxy.last_table import LastTable
 from codius_proxy.listeners import Listeners
@@ -61,12 +61,14 @@ def run(
     *,
     drop_privileges: Callable[[], None] | None = None,
     on_ready: Callable[[], None] | None = None,
+    reread: Callable[[], ProxyConfig] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP replaces the workers and loses nobody.
 
     Call it from the main thread of a process without an event loop. `drop_privileges` is called after the
-    sockets are bound and before anything is served; `on_ready` when visitors may come. SetupError for an
-    address, an access log or a certificate that is of no use.
+    sockets are bound and before anything is served; `on_ready` when visitors may come; `reread` for the
+    configuration of workers that replace others. SetupError for an address, an access log or a certificate
+    that is of no use; `reread` raises it as well.
     """
     opened = listeners.open_all(config)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -74,7 +76,7 @@ def run(
         if drop_privileges is not None:
             drop_privileges()
         _raise_file_limit()
-        parent = _Parent(config, opened, before)
+        parent = _Parent(config, opened, before, reread or (lambda: config))
         parent.start()
         if on_ready is not None:
             on_ready()
@@ -90,8 +92,15 @@ def run(
 class _Parent:
     """The process that holds the sockets and serves nobody."""
 
-    def __init__(self, config: ProxyConfig, opened: Listeners, mask: set[int | signal.Signals]) -> None:
+    def __init__(
+        self,
+        config: ProxyConfig,
+        opened: Listeners,
+        mask: set[int | signal.Signals],
+        reread: Callable[[], ProxyConfig],
+    ) -> None:
         self._config = config
+        self._reread = reread
         self._opened = opened
         self._mask = mask
         self._pid = os.getpid()
@@ -102,7 +111,7 @@ class _Parent:
         self._mailbox: socket.socket | None = None
         self._private: list[socket.socket] = []
         if config.access_log is not None or opened.metrics is not None:
-            self._open_recorder(config, opened.metrics)
+            self._open_recorder()
         self._workers = self._equip()
 
     def start(self) -> None:
@@ -152,13 +161,19 @@ class _Parent:
         self._end(self._recorder, GRACE)
 
     def _renew(self) -> None:
-        """Start new workers, and let the old ones go when those take visitors."""
-        logger.info("renewing %d workers", len(self._workers))
+        """Start new workers with the settings as they are now; the old ones go when those take visitors."""
+        before = self._config
         try:
+            self._config = before.changed_to(self._reread())
+            logs_otherwise = self._config.log_settings != before.log_settings
+            if logs_otherwise:
+                self._open_recorder()
             fresh = self._equip()
-        except CertificateError as error:
+        except SetupError as error:
+            self._config = before
             logger.error("the workers stay as they are: %s", error)
             return
+        logger.info("renewing %d workers", len(self._workers))
         ready, self._say_ready = os.pipe()
         for place in fresh:
             self._fork(place)
@@ -170,7 +185,12 @@ class _Parent:
                 if place.pid is not None:
                     self._retired.append(place)
                     os.kill(place.pid, signal.SIGHUP)
+            if logs_otherwise:
+                self._end(self._recorder, GRACE)  # what it is sent meanwhile waits for the next one
+                for place in self._recorder:
+                    self._fork(place)
         else:
+            self._config = before
             logger.error("the new workers were not ready in %.0f s: the old ones stay", READY)
             self._end(fresh, GRACE)
         os.close(ready)
@@ -209,9 +229,13 @@ class _Parent:
             places.append(_Place(f"worker {number}", partial(self._work, equipment), kept))
         return places
 
-    def _open_recorder(self, config: ProxyConfig, scrapes: socket.socket | None) -> None:
-        if config.access_log is not None:
-            _open_log(config.access_log, config).close()  # one that cannot be written stops the start
+    def _open_recorder(self) -> None:
+        """A place for it, where there is none yet. LogError."""
+        if self._config.access_log is not None:
+            _open_log(self._config.access_log, self._config).close()  # one that cannot be written stops us
+        if self._recorder:
+            return
+        scrapes = self._opened.metrics
         sending, receiving = recorder.pair()
         self._mailbox = sending
         self._private = [sending, receiving]
@@ -220,6 +244,7 @@ class _Parent:
         async def record() -> None:
             stop = asyncio.Event()
             self._listen_to({signal.SIGTERM: stop})
+            config = self._config
             log = _open_log(config.access_log, config) if config.access_log is not None else None
             await recorder.serve(Recorder(log), receiving, scrapes, stop)
 

@@ -18,6 +18,7 @@ from codius_proxy.pages import Refusal
 from codius_proxy.pool import Pool
 from codius_proxy.request import RequestHead
 from codius_proxy.routes import Api, Destination, Route, RouteTable
+from codius_proxy.turns import Turns
 from codius_proxy.upstream import Failure
 from codius_proxy.visit import Observer
 
@@ -39,6 +40,7 @@ class Site:
         self.observer = observer
         self.trust = Trust(config.trusted_proxies)
         self.draining = False
+        self.turns = Turns()
         self.next_number = count(1).__next__  # a name for each request
         # Read once per tick, so that bookkeeping on every packet costs no system call.
         self.now = asyncio.get_running_loop().time()

@@ -20,7 +20,19 @@ from rich.console import Console
 from rich.table import Table
 
 from codius_node.podman_service import choose_runtime
-from tests.bench import dns, loop, memory, network, packets, policy, proxy, reload, upload
+from tests.bench import (
+    dns,
+    hostile,
+    loop,
+    memory,
+    network,
+    packets,
+    policy,
+    proxy,
+    reload,
+    upload,
+    workers,
+)
 from tests.harness.namespaces import missing_privilege
 from tests.harness.podman_service import find_missing
 
@@ -56,6 +68,8 @@ class Results:
     memory: memory.Measurement
     dns: dns.Measurement
     proxy: proxy.Measurement
+    workers: workers.Scaling
+    hostile: Sequence[hostile.Result]
 
     @property
     def growth(self) -> float:
@@ -113,7 +127,11 @@ def rows(results: Results) -> list[Row]:
         *(Row(*row) for row in dns.rows(results.dns)),
         *(
             Row(f"front door, {found.what}", f"{found.measured:.2f}", found.target, found.good)
-            for found in proxy.verdicts(results.proxy)
+            for found in (
+                *proxy.verdicts(results.proxy),
+                workers.verdict(results.workers),
+                *hostile.verdicts(results.hostile),
+            )
         ),
     ]
 
@@ -220,6 +238,8 @@ async def measure() -> Results:
         memory=resting,
         dns=await asyncio.to_thread(dns.measure),
         proxy=await asyncio.to_thread(proxy.measure),
+        workers=await asyncio.to_thread(workers.measure),
+        hostile=await asyncio.to_thread(hostile.measure),
     )
 
 
@@ -235,6 +255,8 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
         "memory": memory.as_document(results.memory),
         "dns": dns.as_document(results.dns),
         "proxy": proxy.as_document(results.proxy),
+        "workers": workers.as_document(results.workers),
+        "hostile": hostile.as_document(results.hostile),
         "missed": [row.what for row in rows(results) if row.good is False],
     }
 
@@ -242,7 +264,7 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
 ABOUT: Final = """\
 # Benchmarks
 
-Written by `make bench`, which takes about twelve minutes and needs root. It measures in network
+Written by `make bench`, which takes about fifteen minutes and needs root. It measures in network
 namespaces of its own, with a podman of its own; DNS and the front door on loopback, beside peers of their
 own. Run it on a quiet machine, and read ratios before times: they are of rounds taken in turn, so that both
 sides meet the machine in the same mood.
@@ -323,6 +345,23 @@ rounds count.
 Alone: `python -m tests.bench.proxy`.
 
 """
+ABOUT_WORKERS: Final = """
+## More workers
+
+The same load on a front door of one worker and on one of two, in turn, medians of seven rounds.
+Alone: `python -m tests.bench.workers`.
+
+"""
+ABOUT_HOSTILE: Final = """
+## Slow and hostile visitors
+
+What 99 of 100 requests of an honest visitor take at most, one after the other on one connection, while
+somebody attacks, and without that; medians of seven rounds in turn, and the ratio is that of the rounds. The
+front door is one worker on one core; the attackers have the other one as far as the visitor and the pod leave
+it to them.
+Alone: `python -m tests.bench.hostile`; with `--door nginx` under the same attacks.
+
+"""
 
 
 def render(results: Results, machine: dict[str, str]) -> str:
@@ -356,6 +395,10 @@ def render(results: Results, machine: dict[str, str]) -> str:
             dns.render(results.dns),
             ABOUT_PROXY,
             proxy.render(results.proxy),
+            ABOUT_WORKERS,
+            workers.render(results.workers),
+            ABOUT_HOSTILE,
+            hostile.render(results.hostile),
         )
     )
 
@@ -385,7 +428,7 @@ def main() -> int:
         console.print(
             f"[yellow]The machine is busy (load {load:.1f}): only the ratios mean something.[/yellow]"
         )
-    with console.status("measuring; about twelve minutes"):
+    with console.status("measuring; about fifteen minutes"):
         results = asyncio.run(measure())
     machine = describe_machine(load)
     DOCUMENT.write_text(render(results, machine))

@@ -1,6 +1,6 @@
-"""The front door alone, as the proxy's measurement runs it: one worker, log and metrics on, its own feed.
+"""The front door alone, as the measurements run it: log and metrics on, its own feed.
 
-`python -m tests.bench.front_door DIRECTORY PORT ORIGIN [CERTIFICATE]`
+`python -m tests.bench.front_door DIRECTORY PORT ORIGIN CERTIFICATE WORKERS`; CERTIFICATE may be empty.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.harness.front import Feed
 
 
 def main() -> None:
-    directory, port, origin, certificate = Path(sys.argv[1]), *sys.argv[2:]
+    directory, port, origin, certificate, workers = Path(sys.argv[1]), *sys.argv[2:]
     feed_socket = directory / "feed.sock"
     config = ProxyConfig(
         zone=ZONE,
@@ -27,6 +27,7 @@ def main() -> None:
         scheme="https" if certificate else "http",
         api_socket=directory / "api.sock",
         feed_socket=feed_socket,
+        workers=int(workers),
         certificates=_unpack(directory, Path(certificate)) if certificate else None,
         access_log=directory / "access.log",
         metrics=("127.0.0.1", 0),

@@ -126,11 +126,11 @@ def measure(
     absent = [name for name in names if rivals.missing(name)]
     compiled = ("codius", "nginx", "haproxy", "caddy")
     loads = [
-        Load("small GET, keep-alive", 0.8, _wrk("/small", seconds)),
+        Load("small GET, keep-alive", 0.8, ask("/small", seconds)),
         Load("the same, every header different", 0.65, _wrk_changing(seconds)),
-        Load("1 MiB body", 1.0, _wrk("/large", seconds), rivals=compiled),
+        Load("1 MiB body", 1.0, ask("/large", seconds), rivals=compiled),
         Load("WebSocket echo", 0.75, _echo(seconds), Kind.ECHO, compiled[:3]),
-        Load("TLS, small GET, keep-alive", 0.9, _wrk("/small", seconds), Kind.TLS, compiled[:3]),
+        Load("TLS, small GET, keep-alive", 0.9, ask("/small", seconds), Kind.TLS, compiled[:3]),
     ]
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="codius-bench-")))
@@ -176,7 +176,7 @@ def _rounds(load: Load, servers: Mapping[str, Server], rounds: int) -> Result:
     return Result(load.name, load.target, cost)
 
 
-def _wrk(path: str, seconds: int) -> Callable[[Server], int]:
+def ask(path: str, seconds: int) -> Callable[[Server], int]:
     headers = [f"--header={name}: {value}" for name, value in {"Host": host_names()[7], **FIELDS}.items()]
 
     def run(server: Server) -> int:

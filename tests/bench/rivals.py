@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -58,12 +59,14 @@ class Place:
 class Server:
     """A started server; its CPU time is that of its whole family of processes."""
 
-    def __init__(self, name: str, command: Sequence[str], place: Place, *, core: int = PROXY_CORE) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], place: Place, *, cores: Sequence[int] = (PROXY_CORE,)
+    ) -> None:
         self.name = name
         self.place = place
         self._log = (place.directory / "output.log").open("wb")
         self._process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(core), *command],
+            ["taskset", "--cpu-list", ",".join(map(str, cores)), *command],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             cwd=place.directory,
@@ -93,6 +96,12 @@ class Server:
         """MiB of memory of all its processes; pages they share are counted in each."""
         pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _family(self._process.pid))
         return sum(pages) * resource.getpagesize() / 2**20
+
+    def go_first(self, priority: int) -> None:
+        """All its processes before whatever else wants their core, where we may decide that."""
+        with suppress(PermissionError):
+            for pid in _family(self._process.pid):
+                os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(priority))
 
     def stop(self) -> None:
         self._process.terminate()
@@ -135,7 +144,7 @@ http {{
   }}
 }}
 """
-    return Server("origin", _nginx(place, text), place, core=LOAD_CORE).wait()
+    return Server("origin", _nginx(place, text), place, cores=(LOAD_CORE,)).wait()
 
 
 def nginx(place: Place) -> Server:
@@ -260,12 +269,12 @@ def http_proxy(place: Place) -> Server:
     return Server("node http-proxy", ["node", str(script), "settings.json"], place).wait()
 
 
-def codius(place: Place) -> Server:
+def codius(place: Place, *, workers: int = 1, cores: Sequence[int] = (PROXY_CORE,)) -> Server:
     """Our own; see `tests.bench.front_door`."""
     command = [sys.executable, "-m", "tests.bench.front_door", str(place.directory), str(place.port)]
-    command += [str(place.origin), str(place.certificate or "")]
+    command += [str(place.origin), str(place.certificate or ""), str(workers)]
     root = Path(__file__).parents[2]
-    return Server("codius", ["env", f"--chdir={root}", *command], place).wait()
+    return Server("codius", ["env", f"--chdir={root}", *command], place, cores=cores).wait()
 
 
 START: Final[Mapping[str, Callable[[Place], Server]]] = {

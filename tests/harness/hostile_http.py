@@ -234,6 +234,8 @@ VECTORS: Final[Mapping[str, bytes]] = {
             b"Transfer-Encoding:\x0bchunked",
             b"Transfer-Encoding:\x0cchunked",
             b"Transfer-Encoding: chunked\x0b",
+            b"Transfer-Encoding: chunked\t",
+            b"Transfer-Encoding:\tchunked",
             b"Transfer-Encoding: \x00chunked",
             b"Transfer-Encoding: chunked;q=1",
             b"Transfer-Encoding: 'chunked'",

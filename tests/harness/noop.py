@@ -32,14 +32,21 @@ class NoopHost:
     directory: Path
 
     @property
+    def log(self) -> Path:
+        return self.directory / "codiusd.log"
+
+    @property
     def authority(self) -> str:
         """Its own Host field, for clients whose resolver does not know *.localhost."""
         return self.origin.removeprefix("http://")
 
 
 @contextmanager
-def open_noop_host(**settings: str) -> Iterator[NoopHost]:
-    """Started, and stopped afterwards. HostError with its log when it does not start."""
+def open_noop_host(*arguments: str, **settings: str) -> Iterator[NoopHost]:
+    """Started, and stopped afterwards; `arguments` are more of `codiusd run`'s.
+
+    HostError with its log when it does not start.
+    """
     with open_directory() as directory, socket.create_server(("127.0.0.1", 0)) as listener:
         port = int(listener.getsockname()[1])
         log = directory / "codiusd.log"
@@ -55,7 +62,7 @@ def open_noop_host(**settings: str) -> Iterator[NoopHost]:
         }
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*passing([listener.fileno()]), *CODIUSD, "run"],
+                [*passing([listener.fileno()]), *CODIUSD, "run", *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -28,12 +28,15 @@ from pathlib import Path
 from codius_proxy.server import run
 logging.basicConfig(level="INFO")
 config, mark, listen_fd = pickle.loads(base64.b64decode(sys.argv[1]))
+changed = mark.with_name("changed")
 def drop():
     mark.write_text(str(os.getpid()))
+def reread():
+    return pickle.loads(changed.read_bytes()) if changed.exists() else config
 if listen_fd:
     os.dup2(listen_fd, 3)
     os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-run(config, drop_privileges=drop, on_ready=lambda: print("ready", flush=True))
+run(config, drop_privileges=drop, on_ready=lambda: print("ready", flush=True), reread=reread)
 """
 
 # The node's side of the feed, by the node's own code.
@@ -80,6 +83,10 @@ class Running:
             return (await client.get(host)).body
         finally:
             await client.aclose()
+
+    def change(self, **settings: Any) -> None:
+        """What it is to find when it reads its settings again; `settings` are ProxyConfig's."""
+        self.mark.with_name("changed").write_bytes(pickle.dumps(replace(self.config, **settings)))
 
     def children(self) -> list[int]:
         """Its workers, and the recorder before them where there is one."""

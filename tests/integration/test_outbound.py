@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codius_node import outbound
-from codius_node.config import PublicUri
 from codius_node.outbound import Address, AnswerError, Outbound, TargetError
+from codius_node.uri import PublicUri
 from tests.harness.certificates import make_contexts
 from tests.harness.origin import Line, Origin, origin
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import resource
 import shutil
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from codius_proxy.config import Limits, Timeouts
+from codius_proxy.worker import SPARE_FILES
 from tests.harness.front import POD, ZONE, front, name
 from tests.harness.origin import DEADLINE, Line, origin
 from tests.harness.processes import Running, running, until
@@ -22,7 +24,11 @@ SLOW_READERS = 200
 PER_READER = 1.5
 """MiB a visitor that does not read may cost: two buffers of the event loop's, and what they are made of."""
 IDLE = 2000
-"""Connections at rest; the bench goes to what the file limit allows."""
+"""Connections at rest that fill a worker."""
+MOST_IDLE = 10_000
+PER_IDLE = 0.02
+"""MiB a visitor at rest may cost."""
+OTHERS = 20
 
 
 def resident(pids: Sequence[int]) -> float:
@@ -129,7 +135,7 @@ async def test_connections_at_rest_cost_little_and_the_idlest_make_room() -> Non
         before = resident(workers)
         async with many(proxy.port, IDLE) as clients:
             await ask(proxy, ZONE)
-            assert resident(workers) - before < IDLE * 0.02  # MiB
+            assert resident(workers) - before < IDLE * PER_IDLE
             await until(lambda: any(map(ended, clients)))
             await ask(proxy, ZONE)
             assert sum(map(ended, clients)) < IDLE / 4
@@ -145,6 +151,34 @@ def peek(client: socket.socket) -> bytes | None:
         return client.recv(64, socket.MSG_PEEK)
     except BlockingIOError:
         return None
+
+
+async def test_ten_thousand_at_rest_are_held_and_others_are_served_meanwhile() -> None:
+    """Or as many as the limit of open files allows: each visitor may need two in the worker."""
+    before_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before_limit[1], before_limit[1]))
+    count = min(MOST_IDLE, before_limit[1] // 2 - SPARE_FILES - OTHERS)
+    try:
+        async with (
+            origin() as pod,
+            running(pod, workers=1, limits=Limits(per_client=10**6)) as proxy,
+        ):
+            workers = proxy.children()
+            before = resident(workers)
+            async with many(proxy.port, count) as clients:
+                for _ in range(OTHERS):
+                    await ask(proxy, ZONE)
+                    await ask(proxy, name())
+                assert not any(map(ended, clients))
+                assert resident(workers) - before < count * PER_IDLE
+                # They are visitors still: the first and the last are answered on these connections.
+                for client in (clients[0], clients[-1]):
+                    loop = asyncio.get_running_loop()
+                    await loop.sock_sendall(client, f"GET / HTTP/1.1\r\nHost: {ZONE}\r\n\r\n".encode())
+                    async with asyncio.timeout(DEADLINE):
+                        assert (await loop.sock_recv(client, 64)).startswith(b"HTTP/1.1 200 ")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before_limit)
 
 
 async def test_a_flood_from_one_address_leaves_room_for_the_others() -> None:

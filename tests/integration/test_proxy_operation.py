@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -138,6 +139,74 @@ async def test_a_reload_that_cannot_be_served_changes_nothing(tmp_path: Path) ->
         assert load.failures == []
 
 
+async def test_a_reload_takes_new_settings_and_no_request_fails() -> None:
+    async with origin() as pod, running(pod) as proxy, Load(proxy, name()) as load:
+        for workers, contact in ((4, "first@host.example"), (1, "second@host.example")):
+            before = set(proxy.children())
+            proxy.change(workers=workers, contact=contact)
+            proxy.process.send_signal(signal.SIGHUP)
+            await until(lambda: not any(map(alive, before)))  # noqa: B023 - awaited here
+            assert len(proxy.children()) == workers
+            await load.more(SOME)
+            assert contact.encode() in await proxy.get(name(OTHER))
+        os.kill(proxy.children()[0], signal.SIGKILL)  # who replaces it has the new ones, too
+        await load.aclose()
+        await until(lambda: len(proxy.children()) == 1)
+        assert b"second@host.example" in await proxy.get(name(OTHER))
+        assert not load.refused
+        assert await proxy.end() == 0
+        assert "Traceback" not in proxy.log.read_text()
+
+
+async def test_a_reload_begins_moves_and_ends_the_access_log(tmp_path: Path) -> None:
+    async def see(host: str, log: Path) -> None:
+        """Ask until there is a line about this pod: a worker tells the recorder within a second."""
+        async with asyncio.timeout(DEADLINE):
+            while not (log.exists() and host.partition(".")[0] in log.read_text()):
+                await proxy.get(host)
+
+    async with origin() as pod, running(pod) as proxy:
+        for log in (tmp_path / "first", tmp_path / "second", None):
+            before = set(proxy.children())
+            proxy.change(access_log=log)
+            proxy.process.send_signal(signal.SIGHUP)
+            await until(lambda: not any(map(alive, before)))  # noqa: B023 - awaited here
+            if log is not None:
+                await see(name(OTHER), log)
+        size = (tmp_path / "second").stat().st_size
+        await proxy.get(name(OTHER))
+        assert await proxy.end() == 0
+        assert (tmp_path / "second").stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"port": 1}, "which takes a restart"),
+        ({"listen_address": "::1"}, "which takes a restart"),
+        ({"metrics": ("127.0.0.1", 1)}, "which takes a restart"),
+        ({"access_log": Path("/nowhere/access.log")}, "cannot write the access log"),
+        ({"certificates": Path("/nowhere")}, "the certificates in /nowhere"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+async def test_a_setting_that_cannot_be_taken_up_changes_nothing_and_is_told(
+    settings: dict[str, Any], said: str
+) -> None:
+    async with origin() as pod, running(pod) as proxy, Load(proxy, name()) as load:
+        before = proxy.children()
+        proxy.change(**settings, contact="nobody@host.example")
+        proxy.process.send_signal(signal.SIGHUP)
+        await until(lambda: "the workers stay as they are" in proxy.log.read_text())
+        assert said in proxy.log.read_text()
+        await load.more(SOME)
+        os.kill(before[0], signal.SIGKILL)  # who replaces it has the old settings
+        await load.aclose()
+        await until(lambda: len(set(proxy.children()) - set(before)) == 1)
+        for client in (await one_of_each(proxy)).values():
+            assert b"nobody@" not in (await client.get(name(OTHER))).body
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 async def test_a_stop_answers_every_request_that_was_sent(tls: bool, tmp_path: Path) -> None:
     authority = Authority()
@@ -231,6 +300,32 @@ async def test_workers_that_start_while_the_node_says_nothing_know_the_routes() 
         proxy.process.send_signal(signal.SIGHUP)
         await until(lambda: not any(map(alive, before)))
         for client in (await one_of_each(proxy)).values():
+            assert (await client.get(name())).body == b"hello"
+
+
+async def test_a_route_that_is_gone_does_not_come_back_in_workers_started_when_the_node_hangs() -> None:
+    async with (
+        origin() as pod,
+        running(pod, timeouts=Timeouts(routes=0.3)) as proxy,
+    ):
+        proxy.feed.add(OTHER, Target("127.0.0.1", pod.port))
+        clients = (await one_of_each(proxy)).values()
+        for client in clients:
+            async with asyncio.timeout(DEADLINE):
+                while (await client.get(name(OTHER))).status != 200:
+                    pass
+        proxy.feed.silent = True
+        proxy.feed.remove(OTHER)
+        for client in clients:
+            async with asyncio.timeout(DEADLINE):
+                while (await client.get(name(OTHER))).status != 404:
+                    pass
+        before = proxy.children()
+        for pid in before:  # all at once: none of them is left to keep the routes in its own time
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: len(set(proxy.children()) - set(before)) == 2)
+        for client in (await one_of_each(proxy)).values():
+            assert (await client.get(name(OTHER))).status == 404
             assert (await client.get(name())).body == b"hello"
 
 

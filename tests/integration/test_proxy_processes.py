@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -194,6 +195,57 @@ async def test_the_command_serves_https_as_the_operators_settings_say() -> None:
                     process.kill()
                     await process.wait()
                 await feed.aclose()
+
+
+async def test_the_command_reads_its_settings_again_and_keeps_the_old_ones_where_a_new_one_is_bad() -> None:
+    port = closed_port()
+    # Not tmp_path: run as root, the front door becomes somebody who may not look into it.
+    with tempfile.TemporaryDirectory(prefix="front-") as directory:
+        place = Path(directory)
+        place.chmod(0o755)
+        settings = place / "codius.env"
+
+        def write(**values: str) -> None:
+            given = {"CODIUS_PORT": str(port), "CODIUS_RUN": directory, **values}
+            settings.write_text("".join(f"{key}={value}\n" for key, value in given.items()))
+
+        write(CODIUS_CONTACT="first@host.example")
+        with (place / "log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "codius_node", "proxy", "--env-file", str(settings),
+                env={name: value for name, value in os.environ.items() if not name.startswith("CODIUS_")},
+                stderr=log,
+            )  # fmt: skip
+
+        async def contact() -> bytes:
+            try:
+                client = Raw(*await asyncio.open_connection("127.0.0.1", port))
+            except ConnectionError:
+                return b""
+            answer = await client.get("x.example")
+            await client.aclose()
+            found: bytes = json.loads(answer.body)["contact"].encode()
+            return found
+
+        async def until_contact(expected: bytes) -> None:
+            async with asyncio.timeout(DEADLINE):
+                while await contact() != expected:
+                    await asyncio.sleep(0.02)
+
+        try:
+            await until_contact(b"first@host.example")
+            write(CODIUS_CONTACT="second@host.example")
+            process.send_signal(signal.SIGHUP)
+            await until_contact(b"second@host.example")
+            write(CODIUS_CONTACT="third@host.example", CODIUS_PROXY_IDLE_TIMEOUT="never")
+            process.send_signal(signal.SIGHUP)
+            await until(lambda: "the workers stay as they are" in (place / "log").read_text())
+            assert "CODIUS_PROXY_IDLE_TIMEOUT='never' cannot be used" in (place / "log").read_text()
+            assert await contact() == b"second@host.example"
+        finally:
+            process.terminate()
+            async with asyncio.timeout(2 * DEADLINE):
+                assert await process.wait() == 0
 
 
 NAMES = """

@@ -17,6 +17,7 @@ SERVICES = ("codius-node.service", "codius-proxy.service", "codius-dns.service")
 UNITS = (*SERVICES, "codius.target")
 FACING_THE_INTERNET = SERVICES[1:]
 COMMAND = "/usr/local/bin/codiusd"
+SETTINGS = "/etc/codius/codius.env"
 SYSTEMD_SECONDS = 60
 
 needs_systemd = pytest.mark.skipif(
@@ -55,8 +56,12 @@ def test_there_is_nothing_else_in_the_directory() -> None:
 def test_a_service_runs_its_own_command_with_the_operators_settings(name: str) -> None:
     unit = read(name)
     part = name.removeprefix("codius-").removesuffix(".service")
-    assert unit["Service.ExecStart"] == [f"{COMMAND} {part}"]
-    assert unit["Service.EnvironmentFile"] == ["-/etc/codius/codius.env"]
+    if part == "proxy":  # it reads them again when it is told to
+        assert unit["Service.ExecStart"] == [f"{COMMAND} proxy --env-file {SETTINGS}"]
+        assert "Service.EnvironmentFile" not in unit
+    else:
+        assert unit["Service.ExecStart"] == [f"{COMMAND} {part}"]
+        assert unit["Service.EnvironmentFile"] == [f"-{SETTINGS}"]
     assert unit["Service.Type"] == ["notify"]
     assert unit["Unit.PartOf"] == unit["Install.WantedBy"] == ["codius.target"]
 
@@ -90,6 +95,11 @@ def test_the_front_door_is_renewed_in_place_and_has_a_directory_for_its_log() ->
     assert unit["Service.LogsDirectory"] == ["codius"]
 
 
+def test_the_front_door_may_read_the_settings_and_nobody_else_may() -> None:
+    [rights] = [line for line in conf_lines("codius.tmpfiles.conf") if line[1] == SETTINGS]
+    assert rights == ["z", SETTINGS, "0640", "root", daemon.SOCKET_GROUP, "-"]
+
+
 def test_the_front_door_is_in_the_group_of_the_sockets() -> None:
     [group] = read("codius-proxy.service")["Service.SupplementaryGroups"]
     assert group == daemon.SOCKET_GROUP
@@ -113,7 +123,7 @@ def test_the_node_keeps_few_capabilities_and_its_pods_alive() -> None:
 
 def test_the_directories_are_those_of_the_settings() -> None:
     settings = load({})
-    made = {line[1]: line[2] for line in conf_lines("codius.tmpfiles.conf")}
+    made = {line[1]: line[2] for line in conf_lines("codius.tmpfiles.conf") if line[0] == "d"}
     assert made[str(settings.root)] == "0700"
     assert made[str(settings.run)] == "0755"
     unit = read("codius-node.service")

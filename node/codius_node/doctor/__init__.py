@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from codius_node import config
-from codius_node.doctor import containers, kernel, names, ports, rights, room
+from codius_node.doctor import containers, front_door, kernel, names, ports, rights, room
 from codius_node.doctor.findings import Finding, Verdict, bad, ok, skip, warn
 from codius_node.doctor.machine import Check, Machine
 from codius_node.errors import CodiusError
@@ -39,6 +39,10 @@ CHECKS: Final[Mapping[str, Check]] = {
     "forwarding": kernel.check_forwarding,
     "other firewalls": kernel.check_firewalls,
     "front door": ports.check_front_door,
+    "redirect port": ports.check_redirect_port,
+    "metrics port": ports.check_metrics_port,
+    "certificates": front_door.check_certificates,
+    "access log": front_door.check_access_log,
     "dns port": ports.check_dns_port,
     "public name": names.check_names,
     "disk": room.check_disk,

@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
-from codius_node.config import is_loopback_name
 from codius_node.doctor.findings import Finding, bad, ok, skip, warn
 from codius_node.doctor.machine import Machine
+from codius_node.uri import is_loopback_name
 
 NAMES_SECONDS: Final = 5.0
 """For all look-ups of names; a resolver that is away would hold us for half a minute."""

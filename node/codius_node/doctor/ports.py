@@ -6,7 +6,7 @@ import errno
 import re
 import socket
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,29 @@ def check_front_door(machine: Machine) -> Finding:
     settings = machine.settings
     return _check_port(
         machine, "front door", settings.bind_ip, settings.port, [socket.SOCK_STREAM], "CODIUS_PORT"
+    )
+
+
+def check_redirect_port(machine: Machine) -> Finding:
+    settings = machine.settings
+    if not settings.redirect_port:
+        return skip("redirect port", "CODIUS_REDIRECT_PORT=0: nobody is led from http to https")
+    return _check_port(
+        machine,
+        "redirect port",
+        settings.bind_ip,
+        settings.redirect_port,
+        [socket.SOCK_STREAM],
+        "CODIUS_REDIRECT_PORT",
+    )
+
+
+def check_metrics_port(machine: Machine) -> Finding:
+    if machine.settings.metrics is None:
+        return skip("metrics port", "CODIUS_METRICS is not set: Prometheus finds nothing")
+    address, port = machine.settings.metrics
+    return _check_port(
+        machine, "metrics port", ip_address(address), port, [socket.SOCK_STREAM], "CODIUS_METRICS"
     )
 
 

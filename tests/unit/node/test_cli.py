@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from codius_node import cli, config, daemon, edge, supervisor
 from codius_node.config import Settings
+from codius_node.environment import Environment
 from codius_node.errors import EngineError
 
 SECONDS = 30
@@ -129,7 +130,7 @@ def test_other_lengths_of_time_are_refused(text: str) -> None:
         cli.parse_duration(text)
 
 
-Serving = Callable[[Settings], int]
+Serving = Callable[..., int]
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Settings]]:
     calls: list[tuple[str, Settings]] = []
 
     def note(name: str) -> Serving:
-        def serve(settings: Settings) -> int:
+        def serve(settings: Settings, *_: Environment) -> int:
             calls.append((name, settings))
             return 0
 
@@ -230,7 +231,7 @@ def test_what_goes_wrong_is_one_line_and_a_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(_: Settings) -> int:
+    def fail(*_: object) -> int:
         raise error
 
     monkeypatch.setattr(supervisor, "run", fail)
@@ -279,7 +280,7 @@ def test_what_faces_the_internet_loads_nothing_it_does_not_need(part: str) -> No
     program = f"""
 import sys
 from codius_node import cli, edge
-edge.{part} = lambda settings: 0
+edge.{part} = lambda *_: 0
 assert cli.main(["{part}"]) == 0
 import codius_{part}.server
 print([name for name in ("aiohttp", "msgspec", "rich", "aiosqlite", "cryptography", "pyroute2", "nftables",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from codius_netpolicy.policy import EgressMode, TransportPorts
 from codius_node import config
 from codius_node.errors import SettingsError
+from codius_node.uri import parse_public_uri
 
 
 def test_nothing_set_is_a_free_host_on_loopback() -> None:
@@ -34,10 +35,10 @@ def test_the_default_public_uri_follows_the_port() -> None:
 
 
 def test_a_pod_lives_one_label_below_the_host() -> None:
-    uri = config.parse_public_uri("https://Codius.Example.com/")
+    uri = parse_public_uri("https://Codius.Example.com/")
     assert uri.origin == "https://codius.example.com"
     assert uri.pod_url("a" * 52) == f"https://{'a' * 52}.codius.example.com/"
-    assert config.parse_public_uri("http://h.example:81").pod_url("b") == "http://b.h.example:81/"
+    assert parse_public_uri("http://h.example:81").pod_url("b") == "http://b.h.example:81/"
 
 
 def both(*texts: str) -> tuple[object, ...]:
@@ -78,6 +79,8 @@ ACCEPTED = [
     )),
     ("CODIUS_METRICS", "127.0.0.1:9100", "metrics", ("127.0.0.1", 9100)),
     ("CODIUS_METRICS", "[::1]:9100", "metrics", ("::1", 9100)),
+    ("CODIUS_PROXY_IDLE_TIMEOUT", "0.5", "proxy_idle_timeout", 0.5),
+    ("CODIUS_PROXY_HEAD_SIZE", "65536", "proxy_head_size", 65536),
     ("CODIUS_ACCESS_LOG", "/var/log/codius/access.log", "access_log", Path("/var/log/codius/access.log")),
 ]  # fmt: skip
 
@@ -139,6 +142,19 @@ REFUSED = [
     ("CODIUS_CONTACT", "two\nlines"),
     ("CODIUS_CONTACT", "x" * 201),
     ("CODIUS_ACCESS_LOG_SIZE", "0"),
+    ("CODIUS_PROXY_CONNECTIONS", "0"),
+    ("CODIUS_PROXY_CLIENT_CONNECTIONS", "many"),
+    ("CODIUS_PROXY_POD_REQUESTS", "-1"),
+    ("CODIUS_PROXY_IDLE_TIMEOUT", "0"),
+    ("CODIUS_PROXY_HEAD_TIMEOUT", "15s"),
+    ("CODIUS_PROXY_BODY_TIMEOUT", "1e3"),
+    ("CODIUS_PROXY_CONNECT_TIMEOUT", "86401"),
+    ("CODIUS_PROXY_FIRST_BYTE_TIMEOUT", "inf"),
+    ("CODIUS_PROXY_HEAD_SIZE", "32K"),
+    ("CODIUS_PROXY_HEAD_SIZE", "4095"),
+    ("CODIUS_PROXY_HEADER_LINES", "31"),
+    ("CODIUS_PROXY_LINE_SIZE", "1048577"),
+    ("CODIUS_PROXY_CHUNK_LINE_SIZE", "31"),
     ("CODIUS_METRICS", "9100"),
     ("CODIUS_METRICS", "localhost:9100"),
     ("CODIUS_METRICS", "::1:9100"),

@@ -8,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from aiohttp import web
 
 from codius_node import doctor
 from codius_node.config import load
-from codius_node.doctor import containers, kernel, names, ports, rights, room
+from codius_node.doctor import containers, front_door, kernel, names, ports, rights, room
 from codius_node.doctor.findings import Finding, Verdict
 from codius_node.doctor.machine import Machine, Podman
 from codius_node.firewalls import Blocker
+from codius_proxy.tls import KEY_FILE
+from tests.harness.certificates import Authority
 from tests.harness.serving import serving
 
 GIB = 1024**3
@@ -330,6 +334,20 @@ def test_a_port_that_our_own_process_has_is_fine(
         check(ports.check_front_door(here), verdict)
 
 
+def test_the_ports_of_redirect_and_metrics_are_looked_at(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        taken = holder.getsockname()[1]
+        here = machine(tmp_path, redirect_port=str(taken), metrics=f"127.0.0.1:{taken}")
+        check(ports.check_redirect_port(here), Verdict.BAD, "is taken", "CODIUS_REDIRECT_PORT")
+        check(ports.check_metrics_port(here), Verdict.BAD, "is taken", "CODIUS_METRICS")
+    here = machine(tmp_path, redirect_port=str(free_port()), metrics=f"127.0.0.1:{free_port()}")
+    check(ports.check_redirect_port(here), Verdict.OK, "is free")
+    check(ports.check_metrics_port(here), Verdict.OK, "is free")
+    check(ports.check_redirect_port(machine(tmp_path)), Verdict.SKIP)
+    check(ports.check_metrics_port(machine(tmp_path)), Verdict.SKIP)
+    check(ports.check_metrics_port(machine(tmp_path, metrics="192.0.2.1:9100")), Verdict.BAD, "no address")
+
+
 def test_an_address_of_another_machine_is_told(tmp_path: Path) -> None:
     check(ports.check_front_door(machine(tmp_path, bind_ip="192.0.2.1")), Verdict.BAD, "no address of this")
 
@@ -445,3 +463,87 @@ def test_in_a_namespace_with_a_firewall_it_is_found_and_nothing_is_changed(tmp_p
     assert found["nftables"]["verdict"] == "ok"
     assert (tmp_path / "before").read_text() == (tmp_path / "after").read_text()
     assert not (tmp_path / "root").exists()
+
+
+# ---- the front door's files -----------------------------------------------------------------------
+
+HOST = "codius.example"
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that others may pass through: tmp_path is the user's own."""
+    with tempfile.TemporaryDirectory(prefix="doctor-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def secured(path: Path) -> Machine:
+    return machine(
+        path, euid=os.geteuid(), public_uri=f"https://{HOST}", tls_certificates=str(path / "certificates")
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "verdict", "said", "fix"),
+    [
+        ((HOST, f"*.{HOST}"), 90, Verdict.OK, "until", ""),
+        ((HOST,), 90, Verdict.BAD, f"is for *.{HOST}", "all pods"),
+        ((f"*.{HOST}",), 90, Verdict.BAD, f"is for {HOST}", "all pods"),
+        (("other.example",), 90, Verdict.BAD, f"is for {HOST} and *.{HOST}", ""),
+        ((HOST, f"*.{HOST}"), 13, Verdict.WARN, "ends on", "renewed"),
+        ((HOST, f"*.{HOST}"), -1, Verdict.BAD, "ended on", "renew"),
+    ],
+)
+def test_certificates_cover_the_host_and_its_pods_for_some_time(
+    names: tuple[str, ...], days: int, verdict: Verdict, said: str, fix: str, open_path: Path
+) -> None:
+    Authority().issue(open_path / "certificates" / "one", *names, days=days)
+    check(front_door.check_certificates(secured(open_path)), verdict, said, fix)
+
+
+def test_of_two_certificates_for_a_name_the_one_that_ends_later_counts(open_path: Path) -> None:
+    authority = Authority()
+    authority.issue(open_path / "certificates" / "old", HOST, f"*.{HOST}", days=1)
+    authority.issue(open_path / "certificates" / "new", HOST, days=90)
+    check(front_door.check_certificates(secured(open_path)), Verdict.WARN, f"that for *.{HOST} ends")
+    authority.issue(open_path / "certificates" / "pods", f"*.{HOST}", days=90)
+    check(front_door.check_certificates(secured(open_path)), Verdict.OK)
+
+
+def test_certificates_that_cannot_be_served_are_told(open_path: Path) -> None:
+    check(front_door.check_certificates(machine(open_path)), Verdict.SKIP)
+    check(front_door.check_certificates(secured(open_path)), Verdict.BAD, "No such file")
+    (open_path / "certificates").mkdir()
+    check(front_door.check_certificates(secured(open_path)), Verdict.WARN, "none in")
+    authority = Authority()
+    authority.issue(open_path / "certificates" / "one", HOST, f"*.{HOST}")
+    authority.issue(open_path / "other", HOST)
+    shutil.copy(open_path / "other" / KEY_FILE, open_path / "certificates" / "one" / KEY_FILE)
+    check(front_door.check_certificates(secured(open_path)), Verdict.BAD, "is not the key of")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has files that the front door's user cannot read")
+def test_files_that_the_front_doors_user_cannot_use_are_told(open_path: Path) -> None:
+    Authority().issue(open_path / "certificates" / "one", HOST, f"*.{HOST}", days=90)
+    key = open_path / "certificates" / "one" / KEY_FILE
+    key.chmod(0o600)
+    check(front_door.check_certificates(secured(open_path)), Verdict.BAD, f"cannot read {key}", "chgrp")
+    key.chmod(0o644)
+    check(front_door.check_certificates(secured(open_path)), Verdict.OK)
+    key.parent.chmod(0o700)
+    check(front_door.check_certificates(secured(open_path)), Verdict.BAD, "cannot read")
+
+    log = open_path / "log" / "access.log"
+    logging_host = machine(open_path, access_log=str(log))
+    check(front_door.check_access_log(logging_host), Verdict.BAD, "is no directory", "install -d")
+    log.parent.mkdir()
+    check(front_door.check_access_log(logging_host), Verdict.BAD, f"cannot write to {log.parent}", "install")
+    log.parent.chmod(0o777)
+    check(front_door.check_access_log(logging_host), Verdict.OK)
+    log.touch(mode=0o600)
+    check(front_door.check_access_log(logging_host), Verdict.BAD, f"cannot write to {log}", "chown")
+
+
+def test_a_front_door_without_a_log_needs_no_place_for_it(tmp_path: Path) -> None:
+    check(front_door.check_access_log(machine(tmp_path)), Verdict.SKIP)

@@ -9,10 +9,12 @@ import pytest
 
 from codius_node import edge
 from codius_node.config import load
+from codius_node.environment import Environment
 from codius_node.errors import SettingsError
 from codius_proxy import server
 from codius_proxy.config import AddressError, CertificateError, LogError, ProxyConfig, SetupError
 
+NOTHING = Environment({}, None)
 HTTPS = {"CODIUS_PUBLIC_URI": "https://codius.example"}
 
 
@@ -29,7 +31,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ProxyConfig]:
 
 
 def test_a_host_without_settings_speaks_http_and_writes_nothing(started: list[ProxyConfig]) -> None:
-    assert edge.proxy(load({})) == 0
+    assert edge.proxy(load({}), NOTHING) == 0
     [config] = started
     assert (config.scheme, config.certificates, config.redirect_port) == ("http", None, None)
     assert (config.access_log, config.metrics, config.trusted_proxies) == (None, None, ())
@@ -51,7 +53,8 @@ def test_every_setting_of_the_front_door_reaches_it(started: list[ProxyConfig]) 
                 "CODIUS_ACCESS_LOG_SIZE": "2",
                 "CODIUS_METRICS": "127.0.0.1:9100",
             }
-        )
+        ),
+        NOTHING,
     )
     [config] = started
     assert config.certificates == Path("/certificates")
@@ -74,7 +77,7 @@ def test_settings_that_cannot_be_meant_together_stop_the_start(
     environ: dict[str, str], started: list[ProxyConfig]
 ) -> None:
     with pytest.raises(SettingsError) as caught:
-        edge.proxy(load(environ))
+        edge.proxy(load(environ), NOTHING)
     assert next(iter(environ)) in caught.value.message
     assert caught.value.hint
     assert not started
@@ -96,7 +99,7 @@ def test_a_front_door_that_cannot_be_set_up_says_why_and_what_to_do(
 
     monkeypatch.setattr(server, "run", run)
     with pytest.raises(edge.StartError) as caught:
-        edge.proxy(load({}))
+        edge.proxy(load({}), NOTHING)
     assert str(error) in caught.value.message
     assert caught.value.hint is not None
     assert hint in caught.value.hint

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_node.config import parse_public_uri
 from codius_node.outbound import Outbound, is_public
+from codius_node.uri import parse_public_uri
 
 PRIVATE = {
     "this network": "0.0.0.0",

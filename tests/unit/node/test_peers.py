@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_node import peers
-from codius_node.config import PublicUri, parse_public_uri
 from codius_node.errors import CodiusError, RequestError
 from codius_node.model import Json
 from codius_node.peers import PeerError, Peers, check_identity, parse_discovery, parse_peers
 from codius_node.replies import Discovery, render
 from codius_node.schema import MAX_PEER_LIST, MAX_URI
+from codius_node.uri import PublicUri, parse_public_uri
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 OWN = parse_public_uri("https://own.example")

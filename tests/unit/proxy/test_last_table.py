@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from codius_proxy.last_table import LastTable
-from codius_proxy.routes import Snapshot, Target, render_add, render_snapshot
+from codius_proxy.routes import Snapshot, Target, render_add, render_remove, render_snapshot
 
 POD = "a" * 52
 ROUTES = {POD: Target("10.77.0.2", 8080), "b" * 52: Target("10.77.0.6", 80)}
@@ -26,6 +26,27 @@ def test_what_was_saved_last_is_found(table: LastTable) -> None:
     for routes in (ROUTES, {}, {POD: ROUTES[POD]}):
         table.save(render_snapshot(routes))
         assert table.load() == Snapshot(routes)
+
+
+def test_what_was_noted_since_counts_in_its_order(table: LastTable) -> None:
+    table.note(render_remove(POD))
+    assert table.load() is None
+    table.save(render_snapshot(ROUTES))
+    table.note(render_remove(POD))
+    assert table.load() == Snapshot({"b" * 52: ROUTES["b" * 52]})
+    moved = Target("10.77.0.9", 1)
+    for message in (render_add(POD, ROUTES[POD]), render_add(POD, moved), render_add(POD, moved)):
+        table.note(message)
+    assert table.load() == Snapshot({**ROUTES, POD: moved})
+    table.save(render_snapshot({}))
+    assert table.load() == Snapshot({})
+
+
+def test_half_of_a_note_takes_no_other_with_it(table: LastTable) -> None:
+    table.save(render_snapshot(ROUTES))
+    table.note(render_remove(POD))
+    table.note(render_remove("b" * 52)[:20])
+    assert table.load() == Snapshot({"b" * 52: ROUTES["b" * 52]})
 
 
 def test_another_process_finds_it(table: LastTable) -> None:

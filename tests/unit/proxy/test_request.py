@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from codius_proxy.bounds import DEFAULT, LEAST, Bounds
 from codius_proxy.fields import (
     FIELD,
-    MAX_FIELDS,
     MEMO_NAME_LENGTH,
     MEMO_NAMES,
     REQUEST_NAMES,
@@ -18,8 +18,6 @@ from codius_proxy.fields import (
 )
 from codius_proxy.identity import Identity, build_fields
 from codius_proxy.request import (
-    MAX_HEAD,
-    MAX_TARGET,
     MEMO_BLOCK_LENGTH,
     MEMO_BLOCKS,
     RequestHead,
@@ -156,6 +154,8 @@ REFUSED = [
     (400, request("Transfer-Encoding: \x0bchunked")),
     (400, request('Transfer-Encoding: "chunked"')),
     (400, request("Transfer-Encoding:")),
+    (400, request("Transfer-Encoding: chunked\t")),
+    (400, request("Transfer-Encoding:\tchunked")),
     (501, request("Transfer-Encoding: gzip, chunked")),
     (400, request("Transfer-Encoding: chunked", line="POST / HTTP/1.0")),
     (400, request("Transfer-Encoding : chunked")),
@@ -211,8 +211,8 @@ REFUSED = [
     (505, request(line="GET / HTTP/1.2")),
     (505, request(line="GET / HTTP/0.9")),
     (505, b"PRI * HTTP/2.0"),
-    (414, request(line=f"GET /{'x' * MAX_TARGET} HTTP/1.1")),
-    (431, request(*["X: y"] * MAX_FIELDS)),
+    (414, request(line=f"GET /{'x' * DEFAULT.line} HTTP/1.1")),
+    (431, request(*["X: y"] * DEFAULT.fields)),
     (417, request("Expect: 200-ok", "Content-Length: 1")),
 ]
 
@@ -239,9 +239,9 @@ def test_an_ambiguous_request_is_refused(status: int, raw: bytes) -> None:
         (b"\x16\x03\x01\x02\x00", 400),
         (b" GET", 400),
         (b"\r\nGET", 400),
-        (b"GET /" + b"x" * MAX_HEAD, 414),
-        (b"GET / HTTP/1.1\r\nX: " + b"x" * MAX_HEAD, 431),
-        (b"GET / HTTP/1.1\r\nX: " + b"x" * MAX_HEAD + b"\r\n\r\n", 431),
+        (b"GET /" + b"x" * DEFAULT.head, 414),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * DEFAULT.head, 431),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * DEFAULT.head + b"\r\n\r\n", 431),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -286,6 +286,35 @@ def test_no_bytes_escape_the_request_parser_and_what_it_renders_it_reads_the_sam
     assert again.fields.replace(b"\r\nVia: 1.1 codius", b"", 1) == head.fields
 
 
+def test_a_bound_holds_for_what_was_read_under_a_wider_one_before() -> None:
+    for number in (LEAST.fields - 1, LEAST.fields):  # Host is one more
+        many = request(*(f"X-{line}: y" for line in range(number)))
+        for _ in range(3):
+            parse_request(many)
+        if number == LEAST.fields:
+            with pytest.raises(HttpError, match=f"more than {LEAST.fields} header lines"):
+                parse_request(many, LEAST)
+        else:
+            parse_request(many, LEAST)
+    long = request("X: " + "y" * LEAST.line)
+    for _ in range(3):
+        parse_request(long)
+    with pytest.raises(HttpError, match="header line is longer") as caught:
+        parse_request(long, LEAST)
+    assert caught.value.status == 431
+    assert min(LEAST.line, LEAST.head) >= MEMO_BLOCK_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("buffer", "status"),
+    [(b"GET /" + b"x" * 200, 414), (b"GET / HTTP/1.1\r\nX: " + b"y" * 200 + b"\r\n\r\n", 431)],
+)
+def test_a_heads_bounds_are_the_callers(buffer: bytes, status: int) -> None:
+    with pytest.raises(HttpError) as caught:
+        find_head_end(buffer, bounds=Bounds(head=100, line=50))
+    assert caught.value.status == status
+
+
 def test_what_is_remembered_is_bounded() -> None:
     for number in range(MEMO_BLOCKS * 2):
         for _ in range(2):
@@ -322,7 +351,7 @@ def test_the_quick_check_of_a_block_says_what_the_grammar_says(block: bytes) -> 
     lines = block.split(b"\r\n")[1:]
     sound = all(map(FIELD.fullmatch, lines))
     try:
-        found = split_block(block)
+        found = split_block(block, DEFAULT.fields)
         for line in found:
             name, colon, _ = line.partition(b":")
             REQUEST_NAMES[name]

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_proxy.fields import MAX_FIELDS, HttpError
+from codius_proxy.fields import HttpError
 from codius_proxy.response import (
+    MAX_FIELDS,
     MEMO_HEAD_LENGTH,
     MEMO_HEADS,
     Body,
