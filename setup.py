@@ -11,7 +11,7 @@ from setuptools import Extension, setup
 
 COMPILED = (
     "admission", "channel", "chunked", "connection", "exchange", "fields", "identity", "memo",
-    "poller", "pool", "recorder", "request", "request_reader", "response", "response_reader",
+    "poller", "pool", "recorder", "request", "request_reader", "response", "response_reader", "routes",
     "secure_channel", "site", "tunnel", "turns", "upstream", "visit",
 )  # fmt: skip
 

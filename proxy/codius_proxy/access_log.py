@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -14,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 MICRO: Final = 1_000_000
 MAX_SHOWN: Final = 2048  # bytes of a request target in a line
+QUOTED_HOSTS: Final = 4096  # whose text is remembered; each is shorter than 300 bytes
 KEPT_FILES: Final = 5  # the current one and those before it: access.log, access.log.1 … .4
 
 # A plain tuple, the way it travels from a worker to the recorder.
@@ -37,6 +39,11 @@ Record: TypeAlias = tuple[
 _quote = json.encoder.encode_basestring_ascii
 
 
+@lru_cache(maxsize=QUOTED_HOSTS)
+def _quote_host(host: bytes) -> str:
+    return _quote(host.decode("latin-1"))
+
+
 def build_id(worker: str, number: int) -> str:
     """A request's id, as error pages and log lines show it."""
     return f"{worker}-{number:x}"
@@ -57,7 +64,7 @@ def render(records: Iterable[Record], worker: str) -> str:
         lines.append(
             f'{{"time":"{clock}.{microsecond:06}Z","id":"{worker}-{number:x}"'
             f',"client":"{address}","scheme":"{scheme}","method":"{method.decode()}"'
-            f',"host":{quote(host.decode("latin-1"))},"target":{quote(shown.decode("latin-1"))}'
+            f',"host":{_quote_host(host)},"target":{quote(shown.decode("latin-1"))}'
             f',"pod":"{pod}","status":{status},"received":{received},"sent":{sent}'
             f',"seconds":{took // MICRO}.{took % MICRO:06},"refusal":"{refusal}","end":"{end}"}}\n'
         )

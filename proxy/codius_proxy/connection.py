@@ -17,7 +17,7 @@ from codius_proxy.admission import MIN_PROGRESS, origin_of
 from codius_proxy.channel import Channel, Endpoint
 from codius_proxy.exchange import MAX_DRAIN, Exchange
 from codius_proxy.fields import HttpError
-from codius_proxy.identity import Entrance, Identity
+from codius_proxy.identity import Entrance, Identity, build_fields
 from codius_proxy.pages import Refusal
 from codius_proxy.refusals import host_crowded
 from codius_proxy.request import RequestHead
@@ -57,8 +57,11 @@ class VisitorConnection(Endpoint):
         "_channel",
         "_client",
         "_exchange",
+        "_forwarding",
+        "_named",
         "_origin",
         "_reading",
+        "_rendered",
         "_state",
         "_swallowed",
         "_trickled",
@@ -71,7 +74,6 @@ class VisitorConnection(Endpoint):
         "eof",
         "identity",
         "reader",
-        "rendered",
         "site",
     )  # fmt: skip
 
@@ -82,7 +84,9 @@ class VisitorConnection(Endpoint):
         self._client = client
         self.reader = RequestReader(site.config.bounds)
         self.identity: Identity
-        self.rendered: bytes
+        self._rendered: bytes  # the part of `forwarding` that is the same for every host
+        self._named: bytes | None = None  # the last request's host, and `forwarding` for it
+        self._forwarding = b""
         self.deadline = 0.0
         self.eof = False  # the visitor shut its side
         self.blocked = False  # the visitor does not read as fast as we write
@@ -106,7 +110,7 @@ class VisitorConnection(Endpoint):
         address = self._client if self._client is not None else channel.peer[0]
         accepted = site.add(self)
         site.observer.connected()
-        self.wait(site.config.timeouts.idle)
+        self.wait(site.timeouts.idle)
         refusal = self._introduce(site.trust.identify(address, self.entrance.scheme))
         if not accepted:
             if site.admission.crowded:
@@ -130,7 +134,7 @@ class VisitorConnection(Endpoint):
                 self._channel.pause_reading()
                 self.site.turns.wait(self._take_turn)
             if fresh and self._state is _HEAD and reader.waiting:
-                self.wait(self.site.config.timeouts.head)
+                self.wait(self.site.timeouts.head)
         elif state is _EXCHANGE or state is _DRAIN:
             self.reader.receive(data)
             if self.reader.body_done:
@@ -187,7 +191,7 @@ class VisitorConnection(Endpoint):
             unsent = self._channel.count_unsent()
             if 0 < unsent <= self._unsent - MIN_PROGRESS:  # slow, but reading
                 self._unsent = unsent
-                self.wait(self.site.config.timeouts.body)
+                self.wait(self.site.timeouts.body)
             else:
                 self.cut()
         elif self._exchange is not None:
@@ -244,7 +248,7 @@ class VisitorConnection(Endpoint):
         else:
             self._state = _DRAIN
             self._swallowed = 0
-            self.wait(self.site.config.timeouts.body)
+            self.wait(self.site.timeouts.body)
             self.regulate()
 
     def become(self, tunnel: Tunnel, from_target: bytes) -> None:
@@ -290,6 +294,13 @@ class VisitorConnection(Endpoint):
             self.site.observer.visited(visit)
         self._linger()
 
+    def forwarding(self, host: bytes) -> bytes:
+        """What a pod is told about this visitor; most ask for one host only."""
+        if host != self._named:
+            self._named = host
+            self._forwarding = build_fields(self._rendered, host)
+        return self._forwarding
+
     def touch(self) -> None:
         """Something moved: whoever is awaited next gets its full time."""
         if self._exchange is not None:
@@ -321,7 +332,7 @@ class VisitorConnection(Endpoint):
     def _introduce(self, identity: Identity) -> Refusal | None:
         """It is known whose connection this is; why it may not stay, if so."""
         self.identity = identity
-        self.rendered = identity.render()
+        self._rendered = identity.render()
         if identity.trusted:  # a proxy of the operator's stands for many
             return None
         origin = origin_of(identity.address)
@@ -410,7 +421,7 @@ class VisitorConnection(Endpoint):
 
     def _next(self) -> None:
         self._state = _HEAD
-        timeouts = self.site.config.timeouts
+        timeouts = self.site.timeouts
         waiting = self.reader.waiting
         self.wait(timeouts.head if waiting else timeouts.idle)
         if waiting or self.eof or not self._reading:
@@ -441,7 +452,7 @@ class VisitorConnection(Endpoint):
 
     def _wait_for_the_rest(self) -> None:
         self._unsent = self._channel.count_unsent()
-        timeouts = self.site.config.timeouts
+        timeouts = self.site.timeouts
         self.wait(timeouts.body if self._channel.waiting else timeouts.linger)
 
 

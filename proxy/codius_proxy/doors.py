@@ -65,7 +65,7 @@ class Door:
         self._pause()
         self._listening.close()
         if self._arriving:
-            await asyncio.wait(self._arriving, timeout=self._site.config.timeouts.parting)
+            await asyncio.wait(self._arriving, timeout=self._site.timeouts.parting)
         late = list(self._arriving)
         for task in late:
             task.cancel()
@@ -116,7 +116,7 @@ class Door:
         site, client, peer = self._site, None, address[0]
         try:
             if self._proxy_protocol and site.trust.identify(peer, self._entrance.scheme).trusted:
-                async with asyncio.timeout(site.config.timeouts.head):
+                async with asyncio.timeout(site.timeouts.head):
                     client = await _read_preamble(connection)
             if self._context is None:
                 Channel(connection, VisitorConnection(site, self._entrance, client), address)

@@ -84,7 +84,7 @@ class Exchange(Asker):
             self._answer(busy(found.name))
             return
         self._lane = lane
-        unused_for = site.config.timeouts.pooled if self.request.repeatable else FRESH
+        unused_for = site.timeouts.pooled if self.request.repeatable else FRESH
         target = site.pool.take(lane, unused_for=unused_for)
         if target is not None:
             self._send(target, body)
@@ -107,7 +107,7 @@ class Exchange(Asker):
 
     def patience(self) -> float:
         """How long whoever is awaited now may take, in seconds."""
-        timeouts = self._site.config.timeouts
+        timeouts = self._site.timeouts
         visitor = self._visitor
         if self._target is None:
             return timeouts.connect
@@ -260,8 +260,11 @@ class Exchange(Asker):
         visitor, request = self._visitor, self.request
         self._target = target
         self.target_blocked = False
-        rendered = visitor.rendered if self._identity is visitor.identity else self._identity.render()
-        head = render_request(request, build_fields(rendered, request.host))
+        if self._identity is visitor.identity:
+            forwarding = visitor.forwarding(request.host)
+        else:
+            forwarding = build_fields(self._identity.render(), request.host)
+        head = render_request(request, forwarding)
         target.start(
             self,
             head + body if len(body) <= JOINED else head,

@@ -185,12 +185,13 @@ def parse_request(head: bytes, bounds: Bounds = DEFAULT) -> RequestHead:
 
 def render_request(head: RequestHead, forwarding: bytes) -> bytes:
     """The head for the pod; `forwarding` are complete lines that say who the visitor is."""
-    fields = head.fields
+    parts = [head.method, b" ", head.target, b" HTTP/1.1", head.fields]
     if head.expect:
-        fields += b"\r\nExpect: 100-continue"
+        parts.append(b"\r\nExpect: 100-continue")
     if head.upgrade is not None:
-        fields += b"\r\nConnection: Upgrade\r\nUpgrade: " + head.upgrade
-    return b"%b %b HTTP/1.1%b%b%b\r\n" % (head.method, head.target, fields, _VIA, forwarding)
+        parts += b"\r\nConnection: Upgrade\r\nUpgrade: ", head.upgrade
+    parts += _VIA, forwarding, b"\r\n"
+    return b"".join(parts)
 
 
 def _combine(

@@ -108,30 +108,31 @@ def find_response_end(buffer: bytes, start: int = 0) -> tuple[int, int]:
     return end, begin
 
 
+def recall_response(head: bytes, method: bytes) -> ResponseHead | None:
+    """The same, if it is remembered: then there is no bare LF in it, nor anything else to be found out."""
+    return None if method == b"HEAD" else remembered_heads.get(head)
+
+
 def parse_response(head: bytes, *, method: bytes, upgrade: bytes | None) -> ResponseHead:
     """A response's head, to a request with this method and offer to upgrade; HttpError 502."""
-    found = remembered_heads.get(head)
-    if found is None or method == b"HEAD":
-        try:
-            found = _read_head(head, method, upgrade)
-        except HttpError as error:
-            raise HttpError(502, f"The pod's answer is not valid HTTP/1.1. {error.reason}") from error
-    return found
+    try:
+        return _read_head(head, method, upgrade)
+    except HttpError as error:
+        raise HttpError(502, f"The pod's answer is not valid HTTP/1.1. {error.reason}") from error
 
 
 def render_response(head: ResponseHead, *, close: bool, chunked: bool, fields: bytes = b"") -> bytes:
     """The head for the visitor; `chunked` when the body goes out in chunks, `fields` is a line of ours."""
     # Ours come before the pod's: of two policies the first counts, RFC 6797 section 8.1.
-    out = (
-        b"%b\r\n%b%b" % (head.status_line, fields, head.fields) if fields else head.status_line + head.fields
-    )
+    parts = [head.status_line, b"\r\n", fields, head.fields] if fields else [head.status_line, head.fields]
     if chunked:
-        out += b"\r\nTransfer-Encoding: chunked"
+        parts.append(b"\r\nTransfer-Encoding: chunked")
     if head.upgrade is not None:
-        out += b"\r\nConnection: Upgrade\r\nUpgrade: " + head.upgrade
+        parts += b"\r\nConnection: Upgrade\r\nUpgrade: ", head.upgrade
     elif close:
-        out += b"\r\nConnection: close"
-    return out + b"\r\n\r\n"
+        parts.append(b"\r\nConnection: close")
+    parts.append(b"\r\n\r\n")
+    return b"".join(parts)
 
 
 remembered_heads: Final[Memo[ResponseHead]] = Memo(entries=MEMO_HEADS, length=MEMO_HEAD_LENGTH)

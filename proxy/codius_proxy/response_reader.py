@@ -14,6 +14,7 @@ from codius_proxy.response import (
     ResponseHead,
     find_response_end,
     parse_response,
+    recall_response,
 )
 
 MAX_INTERIM: Final = 16  # 1xx answers to one request: more is a flood
@@ -54,12 +55,16 @@ class ResponseReader:
         waiting = self.waiting
         if not waiting:
             return None
-        end, begin = find_response_end(waiting, self._scanned)
-        if end < 0:
-            self._scanned = len(waiting)
-            return None
+        end = waiting.find(b"\r\n\r\n")
+        begin = end + _STRICT_END
+        head = recall_response(waiting[:end], self._method) if end > 0 else None
+        if head is None:
+            end, begin = find_response_end(waiting, self._scanned)
+            if end < 0:
+                self._scanned = len(waiting)
+                return None
+            head = parse_response(waiting[:end], method=self._method, upgrade=self._upgrade)
         self._scanned = 0
-        head = parse_response(waiting[:end], method=self._method, upgrade=self._upgrade)
         self.waiting = waiting[begin:]
         self.clean = self.clean and head.reusable and begin - end == _STRICT_END
         if head.status < 200:

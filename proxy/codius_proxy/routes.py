@@ -110,7 +110,7 @@ class RouteTable:
                 self._remember(pod)
             self._routes = {pod: Route(pod, target) for pod, target in message.routes.items()}
             self.known = True
-            return self._gone(route.destination for route in before.values())
+            return self._gone([route.destination for route in before.values()])
         old = self._routes.get(message.hash)
         if isinstance(message, Add):
             self._routes[message.hash] = Route(message.hash, message.target)
@@ -125,7 +125,7 @@ class RouteTable:
             del self._left[next(iter(self._left))]
 
     def _gone(self, before: Iterable[Destination]) -> frozenset[Destination]:
-        return frozenset(before).difference(route.destination for route in self._routes.values())
+        return frozenset(before).difference([route.destination for route in self._routes.values()])
 
 
 def render_snapshot(routes: Mapping[str, Target]) -> bytes:
@@ -187,8 +187,9 @@ def _hash(value: _Json) -> str:
 
 def _target(value: _Json) -> Target:
     match value:
-        # A JSON `true` is an int in Python, but no port.
-        case [str(address), int(port)] if not isinstance(port, bool):
+        case [_, bool()]:  # an int in Python, but no port
+            pass
+        case [str(address), int(port)]:
             if 0 < port <= _MAX_PORT and _is_address(address):
                 return Target(address, port)
     raise FeedError(f"{str(value)[:80]} is no [address, port]")

@@ -89,7 +89,7 @@ class SecureChannel(Channel):
     def _begin(self) -> None:
         if self._hearing:
             try:
-                self._open_records()
+                self._open_records(RECORD)
             except Exception as error:  # noqa: BLE001 - as in `_handle`
                 self._fail(error)
 
@@ -104,15 +104,15 @@ class SecureChannel(Channel):
                 self._end()
         elif not self._parting:
             self._incoming.write(data)
-            self._open_records()
+            self._open_records(len(data))
 
-    def _open_records(self) -> None:
-        """Hand over the content of the records that are complete."""
-        data = self._open_record()
+    def _open_records(self, size: int) -> None:
+        """Hand over the content of the records that are complete; most likely it is one, of `size` bytes."""
+        data = self._open_record(min(size, RECORD))
         if data:
             if self._incoming.pending or self._tls.pending():
                 parts = [data]
-                while data := self._open_record():
+                while data := self._open_record(RECORD):
                     parts.append(data)
                 self._endpoint.data_received(b"".join(parts))
             else:
@@ -121,11 +121,11 @@ class SecureChannel(Channel):
         if data is not None and not self._closing:
             self._end()
 
-    def _open_record(self) -> bytes | None:
-        """The content of the next one; nothing when it is a good-bye, None when there is none (any more)."""
+    def _open_record(self, size: int) -> bytes | None:
+        """Content of the next one; nothing when it is a good-bye, None when there is none (any more)."""
         data: bytes | None = None
         try:
-            data = self._decrypt(RECORD)
+            data = self._decrypt(size)
         except ssl.SSLWantReadError:
             data = None
         except ssl.SSLError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import lru_cache
-from itertools import count
 from typing import Final
 
 from codius_proxy import pages, refusals
@@ -35,13 +34,14 @@ class Site:
     def __init__(self, config: ProxyConfig, table: RouteTable, observer: Observer, name: str) -> None:
         """`name` is the worker's: requests are told apart by it and their number."""
         self.config = config
+        self.timeouts = config.timeouts
         self.name = name
         self.table = table
         self.observer = observer
         self.trust = Trust(config.trusted_proxies)
         self.draining = False
         self.turns = Turns()
-        self.next_number = count(1).__next__  # a name for each request
+        self._number = 0  # of the last request
         # Read once per tick, so that bookkeeping on every packet costs no system call.
         self.now = asyncio.get_running_loop().time()
         self.pool = Pool(
@@ -59,6 +59,11 @@ class Site:
         self._tick = min(MAX_TICK, config.timeouts.shortest() / TICKS_PER_TIMEOUT)
         self._ticker: asyncio.TimerHandle | None = None
         self._meaning = lru_cache(maxsize=REMEMBERED_NAMES)(self._read_name)
+
+    def next_number(self) -> int:
+        """A name for the next request."""
+        self._number += 1
+        return self._number
 
     def route(self, host: bytes) -> Route | Refusal:
         """Where a request with this Host value goes, or why it goes nowhere."""
@@ -129,7 +134,7 @@ class Site:
         only those that say nothing for a while are left.
         """
         self.draining = True
-        timeouts = self.config.timeouts
+        timeouts = self.timeouts
         parting = min(timeouts.parting, timeouts.drain)
         if await self.emptied(parting):
             return

@@ -51,7 +51,7 @@ class Tunnel:
 
     def moved(self) -> None:
         """Bytes passed, or cannot: how long it may last until the next ones."""
-        timeouts = self._site.config.timeouts
+        timeouts = self._site.timeouts
         waiting = self._closing or self.visitor_side.blocked or self.target_side.blocked
         self.deadline = self._site.now + (timeouts.body if waiting else timeouts.tunnel)
 
