@@ -44,6 +44,7 @@ class Door:
     ) -> None:
         """`proxy_protocol`: connections of trusted peers begin with a PROXY header."""
         self._site = site
+        listening.setblocking(False)
         self._listening = listening
         self._entrance = entrance
         self._context = context

@@ -149,26 +149,18 @@ class Raw:
             await self.writer.wait_closed()
 
 
-class Front:
-    """A running worker with everything around it.
+class WorkerThread:
+    """A worker with a thread and an event loop of its own, as it has a process of its own in earnest.
 
-    The worker has a thread and a uvloop of its own, as it has a process of its own in earnest: whatever
-    the test's own loop does, clients and origins are strangers to it.
+    Whatever the test's own loop does, clients and origins are strangers to it.
     """
 
-    def __init__(self, config: ProxyConfig, feed: Feed, api: Origin, equipment: worker.Equipment) -> None:
+    def __init__(self, config: ProxyConfig, equipment: worker.Equipment) -> None:
         self.config = config
-        self.feed = feed
-        self.api = api
         self._equipment = equipment
         self._served: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
-        self._clients: list[Raw] = []
-
-    @property
-    def port(self) -> int:
-        return self.config.port
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -200,8 +192,6 @@ class Front:
             await up.wait()
 
     async def aclose(self) -> None:
-        for client in self._clients:
-            await client.aclose()
         self.stop()
         await self.stopped()
 
@@ -215,6 +205,25 @@ class Front:
         assert self._served is not None
         async with asyncio.timeout(DEADLINE):
             await asyncio.shield(self._served)
+
+
+class Front(WorkerThread):
+    """A running worker with everything around it."""
+
+    def __init__(self, config: ProxyConfig, feed: Feed, api: Origin, equipment: worker.Equipment) -> None:
+        super().__init__(config, equipment)
+        self.feed = feed
+        self.api = api
+        self._clients: list[Raw] = []
+
+    @property
+    def port(self) -> int:
+        return self.config.port
+
+    async def aclose(self) -> None:
+        for client in self._clients:
+            await client.aclose()
+        await super().aclose()
 
     async def client(
         self, *, port: int | None = None, tls: ssl.SSLContext | None = None, server_name: str | None = None

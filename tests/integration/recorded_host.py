@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +24,7 @@ from codius_node.policy import build_policy
 from codius_node.store import Store
 from codius_proxy import worker
 from codius_proxy.config import ProxyConfig
+from tests.harness.front import WorkerThread
 from tests.integration.engine_double import HostDouble, SelfTestDouble
 
 DEADLINE = 10.0
@@ -162,17 +162,7 @@ async def _start_front_door(api_socket: Path, feed_socket: Path, stack: AsyncExi
         feed_socket=feed_socket,
         public_port=PUBLIC_PORT,
     )
-    ready, stop = asyncio.Event(), asyncio.Event()
-    serving = asyncio.create_task(
-        worker.serve(config, worker.Equipment((listening,)), ready, stop), name="front door"
-    )
-
-    async def end() -> None:
-        stop.set()
-        async with asyncio.timeout(DEADLINE):
-            await serving
-
-    stack.push_async_callback(end)
-    async with asyncio.timeout(DEADLINE):
-        await ready.wait()
+    front = WorkerThread(config, worker.Equipment((listening,)))
+    await front.start()
+    stack.push_async_callback(front.aclose)
     return port

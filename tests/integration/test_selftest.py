@@ -37,6 +37,7 @@ from codius_node.store import Store
 from codius_proxy import worker
 from codius_proxy.config import ProxyConfig
 from tests.harness.certificates import AUTHORITY_FILE, make_contexts
+from tests.harness.front import WorkerThread
 from tests.harness.origin import Line, Received, origin, websocket_echo
 from tests.integration.engine_double import HostDouble, PeersDouble
 
@@ -238,17 +239,9 @@ async def serve_front_door(settings: Settings, listening: socket.socket, stack: 
         feed_socket=settings.feed_socket,
         public_port=settings.public_uri.port,
     )
-    ready, stop = asyncio.Event(), asyncio.Event()
-    serving = asyncio.create_task(
-        worker.serve(config, worker.Equipment((listening,)), ready, stop), name="front door"
-    )
-
-    async def end() -> None:
-        stop.set()
-        await serving
-
-    stack.push_async_callback(end)
-    await ready.wait()
+    front = WorkerThread(config, worker.Equipment((listening,)))
+    await front.start()
+    stack.push_async_callback(front.aclose)
 
 
 @pytest.fixture
