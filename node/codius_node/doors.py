@@ -15,6 +15,7 @@ from codius_node.model import (
     Isolation,
     LogLine,
     ManifestHash,
+    Notice,
     PodSpec,
     PullProgress,
     Quote,
@@ -104,6 +105,13 @@ class RoutePublisher(Protocol):
 
     def publish(self, hash: ManifestHash, target: Target) -> None: ...
     def unpublish(self, hash: ManifestHash) -> None: ...
+    def stop(self, hash: ManifestHash, notice: Notice) -> None:
+        """No route, and visitors are told so."""
+        ...
+
+    def readmit(self, hash: ManifestHash) -> None:
+        """Nothing is told of a stop any more; `publish` does it, too."""
+        ...
 
 
 class HostStats(Protocol):

@@ -16,7 +16,6 @@ from codius_proxy.routes import (
     RouteTable,
     Snapshot,
     parse,
-    render_snapshot,
 )
 
 logger = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ class FeedReader:
             self._keeping.cancel()
             self._keeping = None
         if self._last_table is not None:
-            self._last_table.save(render_snapshot(self._table.targets))
+            self._last_table.save(self._table.render())
 
     def _keep_soon(self) -> None:
         if self._keeping is None:

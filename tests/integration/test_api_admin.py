@@ -25,12 +25,20 @@ from hypothesis import strategies as st
 from codius_netpolicy.policy import Egress
 from codius_netpolicy.probes import Result, Verdict
 from codius_netpolicy.traffic import Reason, Traffic, Volume
-from codius_node import admin, answers, manifest
+from codius_node import admin, admin_pods, answers, manifest
 from codius_node.egress import RulesError
 from codius_node.errors import CodiusError, EngineError, NetworkError, RequestError, StoreError
 from codius_node.model import ManifestHash, PodState, PrivateVariable
 from codius_node.policy import Repair, Repairs
-from tests.integration.engine_double import NOON, EngineDouble, RulesDouble, SelfTestDouble, WatchDouble
+from tests.integration.engine_double import (
+    NOON,
+    EngineDouble,
+    MeterDouble,
+    PricesDouble,
+    RulesDouble,
+    SelfTestDouble,
+    WatchDouble,
+)
 from tests.integration.test_api import IMAGE
 
 OTHERS_UID: Final = 54321
@@ -51,6 +59,8 @@ DOCUMENT: Final[dict[str, Any]] = {
 @dataclass(frozen=True, slots=True)
 class Admin:
     engine: EngineDouble
+    prices: PricesDouble
+    meter: MeterDouble
     rules: RulesDouble
     watch: WatchDouble
     selftest: SelfTestDouble
@@ -62,13 +72,17 @@ class Admin:
 
 @asynccontextmanager
 async def open_admin(directory: Path, *, uids: frozenset[int] | None = None) -> AsyncIterator[Admin]:
-    engine, rules, watch, selftest = EngineDouble(), RulesDouble(), WatchDouble(), SelfTestDouble()
+    engine, prices, meter = EngineDouble(), PricesDouble(), MeterDouble()
+    rules, watch, selftest = RulesDouble(), WatchDouble(), SelfTestDouble()
     document = json.loads(json.dumps(DOCUMENT))
     private = PrivateVariable("123", SECRET)
     document["manifest"]["vars"]["S"]["value"] = manifest.hash_private(private)
     pod = await engine.upload(manifest.parse(document), 600, token=None)
     app = admin.build_app(
         engine=engine,
+        denials=engine.denials,
+        prices=prices,
+        meter=meter,
         rules=rules,
         watch=watch,
         selftest=selftest,
@@ -85,7 +99,7 @@ async def open_admin(directory: Path, *, uids: frozenset[int] | None = None) -> 
         async with aiohttp.ClientSession(
             "http://localhost", connector=aiohttp.UnixConnector(path=str(path))
         ) as client:
-            yield Admin(engine, rules, watch, selftest, client, path, port, pod.hash)
+            yield Admin(engine, prices, meter, rules, watch, selftest, client, path, port, pod.hash)
     finally:
         await runner.cleanup()
 
@@ -169,7 +183,7 @@ async def test_every_pod_is_listed_with_its_state_and_no_private_value(opened: A
 async def test_the_price_can_be_set(opened: Admin, sent: str, cost: str) -> None:
     status, answer = await ask(opened, "POST", "/config", data=f'{{"hostCostPerMonth": {sent}}}')
     assert (status, answer) == (204, None)
-    assert opened.engine.cost_per_month == Decimal(cost)
+    assert opened.prices.told == Decimal(cost)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +198,7 @@ async def test_the_price_can_be_set(opened: Admin, sent: str, cost: str) -> None
 async def test_a_bad_price_changes_nothing(opened: Admin, body: str) -> None:
     status, answer = await ask(opened, "POST", "/config", data=body)
     assert status == answer["statusCode"] == 400
-    assert opened.engine.cost_per_month == 10
+    assert opened.prices.told == 10
 
 
 async def test_a_large_body_is_refused(opened: Admin) -> None:
@@ -197,7 +211,10 @@ async def test_a_large_body_is_refused(opened: Admin) -> None:
     [
         ("GET", "/"),
         ("POST", "/pods"),
-        ("GET", "/config"),
+        ("PUT", "/config"),
+        ("GET", "/denylist/x"),
+        ("PUT", "/denylist"),
+        ("POST", "/usage"),
         ("DELETE", "/pods"),
         ("GET", "/x"),
         ("POST", "/policy"),
@@ -214,7 +231,7 @@ async def test_everything_else_is_not_found(opened: Admin, method: str, path: st
 
 
 async def test_a_pods_traffic_is_listed_with_it(opened: Admin) -> None:
-    opened.engine.counted[opened.hash] = Traffic(
+    opened.meter.counted[opened.hash] = Traffic(
         Volume(1000, 10), Volume(2000, 20), {Reason.HOST: 3, Reason.PORT: 1}
     )
     _, [pod] = await ask(opened, "GET", "/pods")
@@ -343,10 +360,10 @@ async def test_an_unknown_pod_cannot_be_probed(opened: Admin) -> None:
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
 def test_any_price_is_accepted_or_refused(value: Any) -> None:
     try:
-        cost = admin.parse_config({"hostCostPerMonth": value})
+        cost = admin_pods.parse_config({"hostCostPerMonth": value})
     except RequestError:
         return
-    assert 0 <= cost <= admin.MAX_COST
+    assert 0 <= cost <= admin_pods.MAX_COST
 
 
 # ---- who is let in --------------------------------------------------------------------------------
@@ -388,7 +405,7 @@ async def test_only_the_allowed_users_are_let_in(tmp_path: Path) -> None:
         assert str(os.geteuid()) in answer["message"]
         status, _ = await ask(opened, "POST", "/config", data='{"hostCostPerMonth": 0}')
         assert status == 403
-        assert opened.engine.cost_per_month == 10
+        assert opened.prices.told == 10
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,15 @@ from codius_netpolicy.traffic import Reason
 from codius_node import admin, cli, selftest
 from codius_node.manifest import hash_manifest, parse
 from tests.harness.serving import serving
-from tests.integration.engine_double import NOON, EngineDouble, RulesDouble, SelfTestDouble, WatchDouble
+from tests.integration.engine_double import (
+    NOON,
+    EngineDouble,
+    MeterDouble,
+    PricesDouble,
+    RulesDouble,
+    SelfTestDouble,
+    WatchDouble,
+)
 from tests.integration.host_double import EXPIRY, REFUSAL, HostDouble, admin_app
 from tests.integration.registry_double import RegistryDouble
 
@@ -48,6 +56,8 @@ SECONDS: Final = 30
 @dataclass(frozen=True)
 class NodeDouble:
     engine: EngineDouble
+    prices: PricesDouble
+    meter: MeterDouble
     rules: RulesDouble
     watch: WatchDouble
     selftest: SelfTestDouble
@@ -504,8 +514,19 @@ def test_the_list_of_another_host_cannot_be_had(run: Run, origin: str) -> None:
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeDouble]:
     monkeypatch.setenv("CODIUS_RUN", str(tmp_path))
-    node = NodeDouble(EngineDouble(), RulesDouble(), WatchDouble(), SelfTestDouble())
-    app = admin.build_app(engine=node.engine, rules=node.rules, watch=node.watch, selftest=node.selftest)
+    node = NodeDouble(
+        *(EngineDouble(), PricesDouble(), MeterDouble(), RulesDouble(), WatchDouble(), SelfTestDouble())
+    )
+    app = admin.build_app(
+        engine=node.engine,
+        denials=node.engine.denials,
+        prices=node.prices,
+        meter=node.meter,
+        rules=node.rules,
+        watch=node.watch,
+        selftest=node.selftest,
+        clock=lambda: node.engine.now,
+    )
     with serving(app, path=tmp_path / "admin.sock"):
         yield node
 

@@ -25,6 +25,7 @@ DOORS = {
     "aiohttp": {
         "codius_node.api",
         "codius_node.admin",
+        "codius_node.admin_pods",
         "codius_node.admin_client",
         "codius_node.answers",
         "codius_node.bodies",

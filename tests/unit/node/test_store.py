@@ -39,6 +39,7 @@ from codius_node.model import (
     PodState,
     PrivateVariable,
 )
+from codius_node.session import transaction
 from codius_node.store import (
     AddressTakenError,
     EntryKind,
@@ -46,7 +47,6 @@ from codius_node.store import (
     PodChangedError,
     Store,
     TokenSpentError,
-    _transaction,
 )
 
 NOW = datetime(2025, 6, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -694,7 +694,7 @@ async def test_one_token_used_by_many_at_once_is_claimed_once(store: Store) -> N
 async def test_nobody_reads_or_writes_in_the_middle_of_a_transaction(store: Store) -> None:
     reached, go_on = asyncio.Event(), asyncio.Event()
 
-    @_transaction
+    @transaction
     async def change_and_regret(store: Store) -> None:
         await store._rows("INSERT INTO settings VALUES ('price', '10', 1)")
         reached.set()
@@ -1149,7 +1149,7 @@ async def test_a_killed_writer_has_kept_every_promise(tmp_path: Path, lines: int
 
 
 async def test_a_writer_killed_before_any_statement_leaves_whole_transactions(tmp_path: Path) -> None:
-    statements = 26  # add, start, extend and remove one pod, and into the next
+    statements = 27  # add, start, extend and remove one pod, and into the next
     with start_writer(DYING_WRITERS, tmp_path, statements) as process:
         process.communicate(timeout=60)
     assert process.returncode == 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from codius_proxy.last_table import LastTable
-from codius_proxy.routes import Snapshot, Target, render_add, render_snapshot
+from codius_proxy.routes import Notice, Snapshot, Target, render_add, render_snapshot
 
 POD = "a" * 52
 ROUTES = {POD: Target("10.77.0.2", 8080), "b" * 52: Target("10.77.0.6", 80)}
@@ -26,6 +26,12 @@ def test_what_was_saved_last_is_found(table: LastTable) -> None:
     for routes in (ROUTES, {}, {POD: ROUTES[POD]}):
         table.save(render_snapshot(routes))
         assert table.load() == Snapshot(routes)
+
+
+def test_who_was_stopped_is_found_too(table: LastTable) -> None:
+    stopped = {"c" * 52: Notice(True, "A court said so.")}
+    table.save(render_snapshot(ROUTES, stopped))
+    assert table.load() == Snapshot(ROUTES, stopped)
 
 
 def test_another_process_finds_it(table: LastTable) -> None:
