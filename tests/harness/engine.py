@@ -226,6 +226,7 @@ class World:
     store: Store
     containers: ScriptedContainers
     network: ScriptedNetwork
+    rail: ScriptedRail
     routes: Routes
     machine: Machine
     diary: Diary
@@ -247,13 +248,13 @@ async def open_world(
         if remains is not None:
             containers._pods = dict(remains.containers._pods)
             network._links = dict(remains.network._links)
-        machine, routes = Machine(), Routes(diary)
+        machine, routes, rail = Machine(), Routes(diary), ScriptedRail(diary)
         engine = Engine(
             settings=settings,
             store=store,
             containers=containers,
             network=network,
-            rail=ScriptedRail(diary),
+            rail=rail,
             routes=routes,
             host=machine,
             clock=clock,
@@ -263,7 +264,9 @@ async def open_world(
         )
         await engine.load()
         meter = Meter(store=store, network=network, clock=clock)
-        yield World(engine, meter, reconciler, store, containers, network, routes, machine, diary, clock)
+        yield World(
+            engine, meter, reconciler, store, containers, network, rail, routes, machine, diary, clock
+        )
     finally:
         await store.aclose()
 
