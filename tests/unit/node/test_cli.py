@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_node import cli, config, daemon, edge, supervisor
+from codius_node import admin_arguments, arguments, cli, config, daemon, edge, supervisor
 from codius_node.config import Settings
 from codius_node.errors import EngineError
 
@@ -58,6 +58,22 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert f"usage: codiusd {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("word", admin_arguments.COMMANDS)
+def test_every_word_of_admin_explains_itself(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for asked in ([word, "--help"], ["--help"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["admin", *asked])
+        assert caught.value.code == 0
+        assert word in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", sorted(cli.OLDER_WORDS))
+def test_older_words_are_words_of_admin(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([word, "--help"])
+    assert f"usage: codiusd admin {word}" in capsys.readouterr().out
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
@@ -87,6 +103,20 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         ["policy", "set", "--allow-port", "tcp/70000"],
         ["policy", "probe"],
         ["policy", "probe", "short"],
+        ["admin"],
+        ["admin", "fly"],
+        ["admin", "stop"],
+        ["admin", "stop", "a" * 52],
+        ["admin", "stop", "A" * 52, "--reason", "x"],
+        ["admin", "deny"],
+        ["admin", "deny", "add", "host", "x", "--reason", "x"],
+        ["admin", "deny", "add", "image", "nginx"],
+        ["admin", "price", "set"],
+        ["admin", "price", "set", "-1"],
+        ["admin", "price", "set", "NaN"],
+        ["admin", "price", "set", "much"],
+        ["admin", "usage", "short"],
+        ["admin", "usage", "--limit", "many"],
     ],
 )
 def test_misuse_is_one_line_and_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,9 +299,9 @@ def test_doctor_tells_scripts_and_people_the_same(
 
 
 def test_a_hash_is_what_dns_labels_of_pods_look_like() -> None:
-    assert cli._hash("a" * 52) == "a" * 52
+    assert arguments.parse_hash("a" * 52) == "a" * 52
     with pytest.raises(argparse.ArgumentTypeError):
-        cli._hash("a" * 51 + "1")
+        arguments.parse_hash("a" * 51 + "1")
 
 
 @pytest.mark.parametrize("part", ["proxy", "dns"])
