@@ -35,7 +35,7 @@ async def admin(world: World, *words: str) -> Any:
 
 async def restart(world: World, number: signal.Signals = signal.SIGTERM) -> None:
     await asyncio.to_thread(world.host.stop, number)
-    await asyncio.to_thread(world.host.start, **world.settings)
+    await asyncio.to_thread(lambda: world.host.start(units=False, **world.settings))
 
 
 async def until_told(world: World, hash: str, status: int) -> None:
