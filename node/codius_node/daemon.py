@@ -95,7 +95,7 @@ async def open_node(
             target_of=target_of or (_no_target if settings.noop else None),
         )
         await engine.load()
-        meter = Meter(store=store, network=network, clock=clock)
+        meter = Meter(store=store, network=network, containers=containers, clock=clock)
         reconciler = Reconciler(
             engine=engine, store=store, containers=containers, network=network, clock=clock
         )

@@ -10,6 +10,7 @@ from codius_netpolicy.policy import Egress, Policy
 from codius_netpolicy.probes import Result
 from codius_netpolicy.traffic import Reason, Traffic
 from codius_node.model import (
+    Consumption,
     Currency,
     FoundPod,
     Isolation,
@@ -51,6 +52,10 @@ class ContainerEngine(Protocol):
     async def find_pods(self) -> list[FoundPod]: ...
     async def isolation(self) -> Isolation:
         """What stands between a pod and the host."""
+        ...
+
+    async def consumption(self, hash: ManifestHash) -> Consumption | None:
+        """As the control groups of the pod's containers count it; None where nobody counts."""
         ...
 
     def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]: ...

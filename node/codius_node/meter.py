@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
 
 from codius_netpolicy.traffic import NO_TRAFFIC, Traffic
-from codius_node.doors import Network
-from codius_node.errors import NetworkError, NotFoundError
-from codius_node.model import ManifestHash, Pod, PodState
+from codius_node.doors import ContainerEngine, Network
+from codius_node.errors import EngineError, NetworkError, NotFoundError
+from codius_node.model import Consumption, ManifestHash, Pod, PodState
 from codius_node.store import LedgerEntry, Store
 from codius_node.usage import Account, Usage
 
@@ -25,10 +26,12 @@ class Meter:
         *,
         store: Store,
         network: Network,
+        containers: ContainerEngine,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
         self._network = network
+        self._containers = containers
         self._clock = clock
         self._banked: Mapping[ManifestHash, Traffic] = {}
 
@@ -70,7 +73,7 @@ class Meter:
                 f"no pod of this hash was ever paid for here. id={hash}",
                 hint="`codiusd admin usage` lists those that were.",
             )
-        return usage
+        return replace(usage, consumption=await self._read_consumption(usage))
 
     async def entries(
         self, hash: ManifestHash, limit: int, before: int
@@ -92,6 +95,15 @@ class Meter:
             Usage(hash, accounts.get(hash, Account()), traffic[hash], stops.get(hash, ()), pods.get(hash))
             for hash in hashes
         ]
+
+    async def _read_consumption(self, usage: Usage) -> Consumption | None:
+        if usage.pod is None or usage.pod.state is not PodState.RUNNING:
+            return None
+        try:
+            return await self._containers.consumption(usage.hash)
+        except EngineError as error:
+            logger.warning("pod %s: what it takes of the machine is not known: %s", usage.hash, error)
+            return None
 
     async def _read_traffic(
         self, hashes: Sequence[ManifestHash], pods: Sequence[Pod]

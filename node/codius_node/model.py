@@ -149,6 +149,14 @@ class FoundPod:
 
 
 @dataclass(frozen=True, slots=True)
+class Consumption:
+    """What a running pod takes of the machine: bytes of memory now, nanoseconds of CPU since it started."""
+
+    memory: int
+    cpu: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """One line a container wrote; `text` without its newline."""
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Final
 
 from codius_netpolicy.traffic import Traffic
-from codius_node.model import Currency, ManifestHash, Pod
+from codius_node.model import Consumption, Currency, ManifestHash, Pod
 from codius_node.takedown import Stop
 
 TAKEDOWN_RAIL: Final = "takedown"
@@ -29,14 +29,6 @@ class Account:
     prices: Mapping[Currency, int] = field(default_factory=dict)
     first: datetime | None = None
     last: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Consumption:
-    """What a running pod takes of the machine: bytes of memory now, nanoseconds of CPU since it started."""
-
-    memory: int
-    cpu: int
 
 
 @dataclass(frozen=True, slots=True)

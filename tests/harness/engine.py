@@ -263,7 +263,7 @@ async def open_world(
             engine=engine, store=store, containers=containers, network=network, clock=clock
         )
         await engine.load()
-        meter = Meter(store=store, network=network, clock=clock)
+        meter = Meter(store=store, network=network, containers=containers, clock=clock)
         yield World(
             engine, meter, reconciler, store, containers, network, rail, routes, machine, diary, clock
         )

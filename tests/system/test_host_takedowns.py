@@ -119,9 +119,11 @@ async def test_usage_tells_what_a_real_pod_had(world: World) -> None:
     assert (usage["state"], usage["secondsPaid"], usage["ledger"][0]["kind"]) == ("running", 3600, "upload")
     assert usage["traffic"]["received"]["bytes"] > 0
     assert usage["traffic"]["sent"]["bytes"] > 0
+    assert 100_000 < usage["memory"] < 512 * 1024 * 1024
+    assert usage["cpuSeconds"] > 0
     before = usage["traffic"]["sent"]["bytes"]
     await admin(world, "stop", hash, "--reason", "x", "--no-credit")
     await world.until_gone(hash)
     usage = await admin(world, "usage", hash)
-    assert (usage["state"], usage["secondsHeld"]) == ("stopped", 0)
+    assert (usage["state"], usage["secondsHeld"], "memory" in usage) == ("stopped", 0, False)
     assert usage["traffic"]["sent"]["bytes"] >= before, "it outlives the pod"
