@@ -29,6 +29,29 @@ _CREDENTIALS: Final = struct.Struct("3i")
 """struct ucred of unix(7): pid, uid, gid."""
 
 
+ENDPOINTS: Final[Mapping[tuple[str, str], str]] = {
+    ("GET", "/pods"): "every pod there is, with its time, containers and traffic",
+    ("POST", "/pods/{hash}/stop"): "take a running pod down; a body of `reason`, `public`, `legal`, `credit`",
+    ("POST", "/pods/{hash}/probe"): "what the pod reaches on the network, tried out from inside",
+    ("GET", "/usage"): "manifests with what they paid and used, newest first; `limit`, `before`",
+    ("GET", "/usage/{hash}"): "one manifest with its ledger, newest first; `limit`, `before`",
+    ("GET", "/denylist"): "what this host does not run",
+    ("POST", "/denylist"): "deny something: `kind`, `value`, `takedown`, and the fields of a stop",
+    ("DELETE", "/denylist"): "admit it again: `?kind=…&value=…`",
+    ("GET", "/config"): "the price of a month, and lower ones that were quoted and still count",
+    ("POST", "/config"): "set the price: `hostCostPerMonth`; answered 204",
+    ("DELETE", "/config"): "back to the price of the settings",
+    ("GET", "/policy"): "the network rules in force",
+    ("PUT", "/policy"): "other rules than those of the settings",
+    ("DELETE", "/policy"): "back to the rules of the settings",
+    ("POST", "/selftest"): "have the host try itself out",
+    ("GET", "/getPods"): "hashes of the pods that run, as codiusd told them",
+    ("GET", "/getPodInfo"): "one pod, `?id=` its hash, as codiusd told it",
+    ("GET", "/getAllUptime"): "seconds paid for and earnings of the host's whole life, as codiusd told them",
+}
+"""All there is to ask. Another method or path is 404."""
+
+
 class Engine(admin_pods.Engine, Protocol):
     """What the admin API asks of the host's coordinator."""
 
@@ -91,32 +114,30 @@ def build_app(
     async def test(_: web.Request) -> web.Response:
         return answers.render_json((await selftest.run()).as_document())
 
+    handlers: dict[tuple[str, str], answers.Handler] = {
+        ("GET", "/pods"): pods.list_all,
+        ("POST", "/pods/{hash}/stop"): pods.stop,
+        ("POST", "/pods/{hash}/probe"): network.probe,
+        ("GET", "/usage"): pods.list_usage,
+        ("GET", "/usage/{hash}"): pods.tell_usage,
+        ("GET", "/denylist"): denylist.list_all,
+        ("POST", "/denylist"): denylist.add,
+        ("DELETE", "/denylist"): denylist.remove,
+        ("GET", "/config"): price.tell,
+        ("POST", "/config"): price.set,
+        ("DELETE", "/config"): price.reset,
+        ("GET", "/policy"): network.tell,
+        ("PUT", "/policy"): network.change,
+        ("DELETE", "/policy"): network.reset,
+        ("POST", "/selftest"): test,
+        ("GET", "/getPods"): pods.list_running,
+        ("GET", "/getPodInfo"): pods.tell_recorded,
+        ("GET", "/getAllUptime"): pods.tell_all_uptime,
+    }
     app = web.Application(middlewares=[answers.answer_operators_errors, guard.check])
     app.on_response_prepare.append(answers.set_headers)
-    answers.add_routes(
-        app,
-        (
-            ("GET", "/getPods", pods.list_running),
-            ("GET", "/getPodInfo", pods.tell_recorded),
-            ("GET", "/getAllUptime", pods.tell_all_uptime),
-            ("GET", "/pods", pods.list_all),
-            ("POST", "/pods/{hash}/stop", pods.stop),
-            ("GET", "/usage", pods.list_usage),
-            ("GET", "/usage/{hash}", pods.tell_usage),
-            ("GET", "/denylist", denylist.list_all),
-            ("POST", "/denylist", denylist.add),
-            ("DELETE", "/denylist", denylist.remove),
-            ("GET", "/config", price.tell),
-            ("POST", "/config", price.set),
-            ("DELETE", "/config", price.reset),
-            ("POST", "/pods/{hash}/probe", network.probe),
-            ("GET", "/policy", network.tell),
-            ("PUT", "/policy", network.change),
-            ("DELETE", "/policy", network.reset),
-            ("POST", "/selftest", test),
-            ("*", answers.ANY_PATH, _refuse_path),
-        ),
-    )
+    routes = [(method, path, handlers[method, path]) for method, path in ENDPOINTS]
+    answers.add_routes(app, [*routes, ("*", answers.ANY_PATH, _refuse_path)])
     return app
 
 
@@ -196,9 +217,7 @@ class _NetworkAdmin:
 async def _refuse_path(request: web.Request) -> web.StreamResponse:
     raise NotFoundError(
         f"there is no {request.method} {request.path}",
-        hint="There are GET /pods, POST /pods/<hash>/stop and /probe, GET /usage and /usage/<hash>,"
-        " GET, POST and DELETE /denylist and /config, GET, PUT and DELETE /policy, POST /selftest,"
-        " and GET /getPods, /getPodInfo?id= and /getAllUptime.",
+        hint=f"There are {', '.join(' '.join(endpoint) for endpoint in ENDPOINTS)}.",
     )
 
 

@@ -61,7 +61,7 @@ CLIENT_COMMANDS: Final = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; the exit status."""
-    arguments = _build_parser().parse_args(_complete(sys.argv[1:] if argv is None else argv))
+    arguments = build_parser().parse_args(_complete(sys.argv[1:] if argv is None else argv))
     as_json = bool(getattr(arguments, "json", False))
     try:
         status: int = arguments.handler(arguments)
@@ -140,7 +140,8 @@ Settings of a host: environment variables, with their defaults in brackets.
 {config.render_help()}"""
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
     parser = _Parser(prog="codiusd", add_help=False)
     parser.add_argument("-h", "--help", action=_Help, nargs=0)
     parser.add_argument("--version", action=_Version, nargs=0)
