@@ -17,7 +17,7 @@ from aiohttp import web
 from codius_netpolicy.policy import Egress, Policy
 from codius_netpolicy.probes import Result
 from codius_netpolicy.traffic import Reason, Traffic
-from codius_node import answers, api, pricing
+from codius_node import admin, answers, api, pricing
 from codius_node.config import Settings, load
 from codius_node.egress import parse_egress
 from codius_node.errors import ForbiddenError, NotFoundError
@@ -261,6 +261,31 @@ class WatchDouble:
     """Says what it is told to."""
 
     repairs: Repairs = field(default_factory=Repairs)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDouble:
+    """All that the admin API asks, and the API in front of it."""
+
+    engine: EngineDouble = field(default_factory=EngineDouble)
+    prices: PricesDouble = field(default_factory=PricesDouble)
+    meter: MeterDouble = field(default_factory=MeterDouble)
+    rules: RulesDouble = field(default_factory=RulesDouble)
+    watch: WatchDouble = field(default_factory=WatchDouble)
+    selftest: SelfTestDouble = field(default_factory=lambda: SelfTestDouble())
+
+    def admin(self, uids: frozenset[int] | None = None) -> web.Application:
+        return admin.build_app(
+            engine=self.engine,
+            denials=self.engine.denials,
+            prices=self.prices,
+            meter=self.meter,
+            rules=self.rules,
+            watch=self.watch,
+            selftest=self.selftest,
+            clock=lambda: self.engine.now,
+            allowed_uids=uids,
+        )
 
 
 class PeersDouble:
