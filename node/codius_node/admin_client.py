@@ -22,6 +22,8 @@ from codius_node.selftest import TEST_SECONDS, Report
 
 ORIGIN: Final = "http://localhost"
 """A name the admin API answers to; the socket is what decides who is asked."""
+TAKEDOWN_SECONDS: Final = 600.0
+"""For a denial that takes a thousand pods down: four at a time, each for half a second or a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +73,13 @@ async def list_pods(admin_socket: Path) -> list[PodListing]:
 
 async def stop_pod(admin_socket: Path, hash: ManifestHash, terms: Mapping[str, Json]) -> Mapping[str, Json]:
     """The node's document of what was stopped."""
-    return await _ask_document(admin_socket, "POST", f"/pods/{hash}/stop", dict(terms))
+    path = f"/pods/{hash}/stop"
+    return await _ask_document(admin_socket, "POST", path, dict(terms), seconds=TAKEDOWN_SECONDS)
 
 
 async def deny(admin_socket: Path, entry: Mapping[str, Json]) -> Mapping[str, Json]:
     """The entry as it is in force, and what was taken down for it."""
-    return await _ask_document(admin_socket, "POST", "/denylist", dict(entry))
+    return await _ask_document(admin_socket, "POST", "/denylist", dict(entry), seconds=TAKEDOWN_SECONDS)
 
 
 async def admit(admin_socket: Path, kind: str, value: str) -> Mapping[str, Json]:
@@ -157,8 +160,10 @@ async def run_selftest(admin_socket: Path) -> tuple[Report, Mapping[str, Json]]:
         return Report.from_document(document), document
 
 
-async def _ask_document(admin_socket: Path, method: str, path: str, body: Json = None) -> Mapping[str, Json]:
-    answer = await _ask(admin_socket, method, path, body)
+async def _ask_document(
+    admin_socket: Path, method: str, path: str, body: Json = None, *, seconds: float = ANSWER_SECONDS
+) -> Mapping[str, Json]:
+    answer = await _ask(admin_socket, method, path, body, seconds=seconds)
     with _reading(admin_socket, "answer to this"):
         return dict(cast("dict[str, Json]", answer))
 

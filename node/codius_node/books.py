@@ -53,6 +53,20 @@ class Books(Session):
         )
         return sum(row["held"] for row in ended)
 
+    @transaction
+    async def amend_stop(self, hash: ManifestHash, terms: Terms) -> Stop | None:
+        """Other terms for the stop that is not over; None when there is none."""
+        rows = await self._rows(
+            "UPDATE stops SET reason = ?, public = ?, legal = ?, credit = ?"
+            " WHERE manifest_hash = ? AND ended_at IS NULL RETURNING *",
+            terms.reason,
+            terms.public,
+            terms.legal,
+            terms.credit,
+            hash,
+        )
+        return _parse_stop(rows[0]) if rows else None
+
     @reading
     async def find_stop(self, hash: ManifestHash) -> Stop | None:
         """The one that is not over."""

@@ -416,7 +416,7 @@ class Engine:
     # ---- what the operator takes down -----------------------------------------------------------
 
     async def stop(self, hash: ManifestHash, terms: Terms) -> Stop:
-        """Take a running pod down, route first. Of one that is stopped already, how that was done.
+        """Take a running pod down, route first. Of one that is stopped already, change the terms.
 
         What cannot be removed at once (podman is away) goes when it can: nobody reaches it meanwhile.
         """
@@ -427,11 +427,16 @@ class Engine:
             )
         async with self._lock(hash):
             pod = await self._find_running(hash)
-            stop = await self._store.find_stop(hash) if pod is None else await self._stop(pod, terms)
-        if stop is None:
-            raise NotFoundError(
-                f"no pod of this hash runs here. id={hash}", hint="`codiusd admin pods` lists those that do."
-            )
+            if pod is not None:
+                return await self._stop(pod, terms)
+            stop = await self._store.amend_stop(hash, terms)
+            if stop is None:
+                raise NotFoundError(
+                    f"no pod of this hash runs here. id={hash}",
+                    hint="`codiusd admin pods` lists those that do.",
+                )
+            self._routes.stop(hash, terms.notice)
+        logger.info("pod %s: stopped before; the terms are changed (%s)", hash, terms.reason)
         return stop
 
     async def deny(self, denial: Denial) -> Sequence[ManifestHash]:

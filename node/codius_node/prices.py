@@ -9,6 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final, cast
 
+from codius_node.errors import StoreError
 from codius_node.model import Json
 from codius_node.pricing import Earlier, Prices
 from codius_node.store import Store
@@ -61,8 +62,14 @@ class PriceList:
             self._chosen, last = _read(saved)
         else:
             last = Prices(self.own)
-        self._prices = last
-        await self._change(self._chosen)
+        told = self.own if self._chosen is None else self._chosen
+        self._prices = last if told == last.told else last.changed(told, self._clock())
+        if self._prices is not last:
+            logger.info("the price has changed since the last run, from %s to %s", last.told, told)
+        try:
+            await self._keep(self._chosen, self._prices)
+        except StoreError as error:  # a full disk must not keep the host from starting
+            logger.warning("the price is not kept for the next start: %s", error)
 
     async def set(self, cost: Decimal) -> None:
         """From now on and across restarts."""
@@ -77,11 +84,13 @@ class PriceList:
         logger.info("price is that of the settings again: %s per month", self.own)
 
     async def _change(self, chosen: Decimal | None) -> None:
-        now = self._clock()
         told = self.own if chosen is None else chosen
-        prices = self._prices if told == self._prices.told else self._prices.changed(told, now)
-        await self._store.set_setting(PRICE_SETTING, _render(chosen, prices), now=now)
+        prices = self._prices if told == self._prices.told else self._prices.changed(told, self._clock())
+        await self._keep(chosen, prices)
         self._prices, self._chosen = prices, chosen
+
+    async def _keep(self, chosen: Decimal | None, prices: Prices) -> None:
+        await self._store.set_setting(PRICE_SETTING, _render(chosen, prices), now=self._clock())
 
 
 def _render(chosen: Decimal | None, prices: Prices) -> Json:

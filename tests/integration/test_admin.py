@@ -150,10 +150,10 @@ async def test_a_pod_is_stopped_in_plain_words(host: Host) -> None:
     again = await host.json("stop", HASH, "--reason", "another", "--no-credit")
     assert again == {
         "hash": HASH,
-        "reason": "Malware.",
-        "public": True,
+        "reason": "another",
+        "public": False,
         "legal": False,
-        "credit": True,
+        "credit": False,
         "seconds": 3000,
         "stoppedAt": "2026-01-01T12:10:00.000Z",
         "endedAt": None,

@@ -100,11 +100,24 @@ async def test_what_is_left_is_counted_in_the_clients_favour(world: World) -> No
     assert (await world.engine.stop(HASH, LOUD)).seconds == 501
 
 
-async def test_a_stop_done_twice_is_done_once_as_it_was_the_first_time(world: World) -> None:
+async def test_a_stop_done_twice_is_done_once(world: World) -> None:
     await run(world)
-    first, second = await asyncio.gather(world.engine.stop(HASH, LOUD), world.engine.stop(HASH, QUIET))
-    assert first == second == await world.engine.stop(HASH, QUIET)
+    first, second = await asyncio.gather(world.engine.stop(HASH, LOUD), world.engine.stop(HASH, LOUD))
+    world.clock.forward(days=1)
+    assert first == second == await world.engine.stop(HASH, LOUD)
     assert (await world.store.stops([HASH]))[HASH] == [first]
+    assert world.diary.take().count("stop") == 1
+
+
+async def test_the_terms_of_a_stop_can_be_changed_until_the_pod_is_back(world: World) -> None:
+    await run(world)
+    stop = await world.engine.stop(HASH, LOUD)
+    world.clock.forward(days=1)
+    changed = await world.engine.stop(HASH, QUIET)
+    assert (changed.seconds, changed.created_at, changed.terms) == (stop.seconds, stop.created_at, QUIET)
+    assert world.routes.notices == {HASH: QUIET.notice}
+    pod = await run(world, seconds=60)
+    assert pod.expires_at == world.clock.now + timedelta(seconds=60), "it is not credited any more"
 
 
 async def test_what_does_not_run_is_not_stopped(world: World) -> None:
