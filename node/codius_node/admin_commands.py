@@ -68,6 +68,8 @@ def _deny(arguments: argparse.Namespace, socket: Path) -> int:
     print(f"Denied: {denial['kind']} {denial['value']}. Uploads, extensions and quotes are refused.")
     for hash in stopped:
         print(f"Taken down: {hash}")
+    for hash in cast("list[str]", answer["waiting"]):
+        print(f"Not yet taken down, and reached by nobody: {hash}. The node goes on trying; see its log.")
     if stopped:
         print(_tell_visitors(denial))
     else:

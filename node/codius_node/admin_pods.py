@@ -18,7 +18,16 @@ from codius_node.policy import Origin
 from codius_node.pricing import Earlier
 from codius_node.replies import render_time
 from codius_node.store import LedgerEntry
-from codius_node.takedown import Denial, DenialKind, Stop, Terms, normalize, parse_denial, parse_terms
+from codius_node.takedown import (
+    Denial,
+    DenialKind,
+    Enforcement,
+    Stop,
+    Terms,
+    normalize,
+    parse_denial,
+    parse_terms,
+)
 from codius_node.usage import Account, Usage, render_exactly
 
 MAX_BODY: Final = 4096
@@ -37,7 +46,7 @@ class Engine(Protocol):
     async def pods(self) -> Sequence[Pod]: ...
     def url(self, hash: ManifestHash) -> str: ...
     async def stop(self, hash: ManifestHash, terms: Terms) -> Stop: ...
-    async def deny(self, denial: Denial) -> Sequence[ManifestHash]: ...
+    async def deny(self, denial: Denial) -> Enforcement: ...
 
 
 class Denials(Protocol):
@@ -184,8 +193,14 @@ class DenylistAdmin:
 
     async def add(self, request: web.Request) -> web.Response:
         denial = parse_denial(await bodies.read_json(request, limit=MAX_BODY), now=self._clock())
-        stopped: list[Json] = list(await self._engine.deny(denial))
-        return answers.render_json({"denial": _render_denial(denial), "stopped": stopped})
+        enforcement = await self._engine.deny(denial)
+        return answers.render_json(
+            {
+                "denial": _render_denial(denial),
+                "stopped": list(enforcement.stopped),
+                "waiting": list(enforcement.waiting),
+            }
+        )
 
     async def remove(self, request: web.Request) -> web.Response:
         kind = _read_once(request, "kind", "manifest, image or registry")

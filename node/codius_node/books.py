@@ -68,14 +68,6 @@ class Books(Session):
         return _parse_stop(rows[0]) if rows else None
 
     @reading
-    async def find_stop(self, hash: ManifestHash) -> Stop | None:
-        """The one that is not over."""
-        rows = await self._rows(
-            "SELECT * FROM stops WHERE manifest_hash = ? AND ended_at IS NULL ORDER BY id DESC LIMIT 1", hash
-        )
-        return _parse_stop(rows[0]) if rows else None
-
-    @reading
     async def open_stops(self, limit: int) -> list[Stop]:
         """Those that are not over, the newest, oldest first."""
         rows = await self._rows(

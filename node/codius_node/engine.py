@@ -53,7 +53,7 @@ from codius_node.model import (
 from codius_node.prices import PriceList
 from codius_node.room import find_shortage
 from codius_node.store import EntryKind, LedgerEntry, PodChangedError, Store
-from codius_node.takedown import MAX_NOTICES, Denial, Stop, Terms, refuse
+from codius_node.takedown import MAX_NOTICES, Denial, Enforcement, Stop, Terms, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -439,8 +439,8 @@ class Engine:
         logger.info("pod %s: stopped before; the terms are changed (%s)", hash, terms.reason)
         return stop
 
-    async def deny(self, denial: Denial) -> Sequence[ManifestHash]:
-        """Keep it off this host from now on; the pods that were taken down for it."""
+    async def deny(self, denial: Denial) -> Enforcement:
+        """Keep it off this host from now on, and take down what runs of it."""
         await self.denials.put(denial)
         # An upload that is under way looks at the list again before it is paid for, and before it is served.
         now = self._clock()
@@ -453,7 +453,11 @@ class Engine:
         for hash, error in zip(hashes, outcomes, strict=True):
             if isinstance(error, BaseException):  # the reconciler tries again, and no route comes back
                 logger.warning("pod %s: denied, and not taken down yet: %s", hash, error)
-        return [hash for hash, gone in zip(hashes, outcomes, strict=True) if gone is True]
+        found = list(zip(hashes, outcomes, strict=True))
+        return Enforcement(
+            stopped=[hash for hash, gone in found if gone is True],
+            waiting=[hash for hash, gone in found if isinstance(gone, BaseException)],
+        )
 
     async def _enforce(self, hash: ManifestHash) -> bool:
         """Take a denied pod down; False when there is nothing to take down any more."""
@@ -481,12 +485,6 @@ class Engine:
             logger.warning("pod %s: cannot be removed yet: %s", pod.hash, error)
         return stop
 
-    async def _find_running(self, hash: ManifestHash) -> Pod | None:
-        pod = await self._store.find_pod(hash)
-        if pod is None or pod.state is not PodState.RUNNING or pod.expires_at <= self._clock():
-            return None
-        return pod
-
     # ---- routes over restarts -------------------------------------------------------------------
 
     def publish_wired(self, pods: Sequence[Pod], wired: Collection[IPv4Address]) -> None:
@@ -513,6 +511,12 @@ class Engine:
         return frozenset(self._in_flight)
 
     # ---- the small parts ------------------------------------------------------------------------
+
+    async def _find_running(self, hash: ManifestHash) -> Pod | None:
+        pod = await self._store.find_pod(hash)
+        if pod is None or pod.state is not PodState.RUNNING or pod.expires_at <= self._clock():
+            return None
+        return pod
 
     def _quote(self, hash: ManifestHash, duration: int) -> Quote:
         """What is to be paid: never more than any quote said of late."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -80,6 +80,16 @@ class Stop:
     def held(self) -> int:
         """Seconds that the next upload of the manifest gets on top."""
         return self.seconds if self.terms.credit and self.ended_at is None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Enforcement:
+    """What came of a denial: pods that were taken down, and those that nobody reaches any more and whose
+    takedown failed for now; the node goes on trying.
+    """
+
+    stopped: Sequence[ManifestHash]
+    waiting: Sequence[ManifestHash] = ()
 
 
 # ---- what the operator sends -----------------------------------------------------------------------

@@ -35,7 +35,7 @@ from codius_node.model import (
 )
 from codius_node.policy import Origin, Repairs
 from codius_node.store import LedgerEntry
-from codius_node.takedown import Denial, DenialKind, Denylist, Stop, Terms
+from codius_node.takedown import Denial, DenialKind, Denylist, Enforcement, Stop, Terms
 from codius_node.usage import Account, Usage
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -147,11 +147,13 @@ class EngineDouble:
         self.stopped.append((hash, terms))
         return Stop(hash, terms, int((pod.expires_at - self.now).total_seconds()), self.now)
 
-    async def deny(self, denial: Denial) -> Sequence[ManifestHash]:
+    async def deny(self, denial: Denial) -> Enforcement:
         if self.error:
             raise self.error
         self.denials.put(denial)
-        return [pod.hash for pod in self.kept.values() if self.denials.find_takedown(pod.manifest)]
+        return Enforcement(
+            [pod.hash for pod in self.kept.values() if self.denials.find_takedown(pod.manifest)]
+        )
 
     async def probe(self, hash: ManifestHash) -> Sequence[Result]:
         await self.get(hash)

@@ -20,6 +20,7 @@ import pytest
 from codius_node import cli, daemon
 from codius_node.config import Settings, load
 from codius_node.daemon import Node, open_node
+from codius_node.errors import StoreError
 from codius_node.model import Pod, Quote, Receipt, Target
 from codius_node.payments import FreeRail
 from codius_proxy import routes
@@ -243,6 +244,18 @@ async def test_what_is_denied_is_refused_in_words_also_after_a_restart(opened: O
         assert (await host.codiusd("deny", "list"))[1] == "Nothing is denied.\n"
     async with opened() as host:
         await host.node.engine.upload(UPLOAD, 60, token=None)
+
+
+async def test_what_cannot_be_taken_down_yet_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    await host.node.engine.upload(UPLOAD, 3600, token=None)
+    monkeypatch.setattr(host.node.store, "stop_pod", full)
+    status, out, _ = await host.codiusd("deny", "add", "manifest", HASH, "--reason", "x")
+    assert status == 0
+    assert f"Not yet taken down, and reached by nobody: {HASH}." in out
+    assert (await host.table()).find_notice(HASH) is not None
 
 
 async def test_an_extension_of_what_is_denied_and_stays_is_refused(host: Host) -> None:

@@ -14,7 +14,7 @@ from codius_node.errors import CodiusError, DeniedError, EngineError, NotFoundEr
 from codius_node.model import Notice, Pod, PodState, PullProgress, Receipt
 from codius_node.model import Quote as PriceQuote
 from codius_node.store import EntryKind, PodChangedError
-from codius_node.takedown import Denial, DenialKind, Terms, normalize
+from codius_node.takedown import Denial, DenialKind, Enforcement, Stop, Terms, normalize
 from tests.harness.engine import IMAGE, NOON, World, make_upload, open_world
 
 LOUD: Final = Terms("Malware.", public=True)
@@ -46,6 +46,12 @@ async def seconds_given(world: World) -> dict[EntryKind, int]:
     for entry in await world.store.ledger(HASH):
         given[entry.kind] = given.get(entry.kind, 0) + entry.seconds
     return given
+
+
+async def find_stop(world: World) -> Stop | None:
+    """The one that is not over."""
+    stops = (await world.store.stops([HASH])).get(HASH, [])
+    return next((stop for stop in stops if stop.ended_at is None), None)
 
 
 async def reconcile(world: World) -> None:
@@ -127,7 +133,7 @@ async def test_what_does_not_run_is_not_stopped(world: World) -> None:
     world.clock.forward(seconds=10)
     with pytest.raises(NotFoundError):
         await world.engine.stop(HASH, LOUD)
-    assert await world.store.find_stop(HASH) is None
+    assert await find_stop(world) is None
 
 
 async def test_a_pod_that_is_only_being_started_is_not_waited_for(world: World) -> None:
@@ -198,7 +204,7 @@ NAMES: Final = [
 async def test_what_is_denied_is_neither_quoted_nor_started_nor_charged(
     world: World, kind: DenialKind, value: str
 ) -> None:
-    assert await world.engine.deny(deny(kind, value)) == []
+    assert (await world.engine.deny(deny(kind, value))).stopped == []
     with pytest.raises(DeniedError, match=r"Malware\."):
         await world.engine.upload(UPLOAD, 600, token="t")
     with pytest.raises(DeniedError):
@@ -212,11 +218,11 @@ async def test_what_runs_already_is_taken_down_and_only_that(
     world: World, kind: DenialKind, value: str
 ) -> None:
     await run(world)
-    assert await world.engine.deny(deny(kind, value)) == [HASH]
+    assert (await world.engine.deny(deny(kind, value))).stopped == [HASH]
     assert world.diary.take() == ["stop", "detach", "remove"]
     await is_taken_down(world)
-    assert (await world.store.find_stop(HASH)) is not None
-    assert await world.engine.deny(deny(kind, value)) == []
+    assert (await find_stop(world)) is not None
+    assert (await world.engine.deny(deny(kind, value))).stopped == []
 
 
 async def test_others_run_on(world: World) -> None:
@@ -231,15 +237,15 @@ async def test_every_route_is_gone_before_the_first_pod_is_taken_down(world: Wor
     for number in range(6):
         await world.engine.upload(make_upload(f"app-{number}"), 600, token=None)
     world.diary.take()
-    stopped = await world.engine.deny(deny(DenialKind.REGISTRY, "example.com"))
-    assert len(stopped) == 6
+    found = await world.engine.deny(deny(DenialKind.REGISTRY, "example.com"))
+    assert len(found.stopped) == 6
     assert world.diary.take()[:6] == ["stop"] * 6
     assert await world.store.pods() == []
 
 
 async def test_what_runs_stays_where_the_operator_says_so_and_is_not_extended(world: World) -> None:
     pod = await run(world)
-    assert await world.engine.deny(deny(takedown=False)) == []
+    assert (await world.engine.deny(deny(takedown=False))).stopped == []
     assert await world.engine.get(HASH) == pod
     for change in (world.engine.extend(HASH, 60, token=None), world.engine.upload(UPLOAD, 60, token=None)):
         with pytest.raises(DeniedError):
@@ -248,7 +254,7 @@ async def test_what_runs_stays_where_the_operator_says_so_and_is_not_extended(wo
     world.containers.lose(HASH)
     await reconcile(world)
     assert set(world.routes.table) == {HASH}, "its time is paid for"
-    assert await world.engine.deny(deny(takedown=True)) == [HASH]
+    assert (await world.engine.deny(deny(takedown=True))).stopped == [HASH]
     await is_taken_down(world)
 
 
@@ -278,7 +284,7 @@ async def test_what_is_denied_while_it_is_uploaded_is_undone_and_not_charged(wor
     pulling, pulled = hold_pull(world)
     upload = asyncio.create_task(world.engine.upload(UPLOAD, 600, token=None))
     await pulling.wait()
-    assert await world.engine.deny(deny(takedown=False)) == []
+    assert (await world.engine.deny(deny(takedown=False))).stopped == []
     pulled.set()
     with pytest.raises(DeniedError):
         await upload
@@ -305,7 +311,7 @@ async def test_what_is_denied_while_its_payment_is_claimed_is_stopped_like_what_
             await upload
         assert "publish" not in world.diary.take()
         await is_taken_down(world)
-        stop = await world.store.find_stop(HASH)
+        stop = await find_stop(world)
         assert stop is not None
         assert stop.held == 600, "it was paid, and had nothing"
     else:
@@ -322,7 +328,7 @@ async def test_the_reconciler_takes_down_what_a_failing_host_left(world: World) 
         raise StoreError("the disk is full")
 
     world.store.stop_pod = full  # type: ignore[method-assign, assignment]
-    assert await world.engine.deny(deny()) == []
+    assert await world.engine.deny(deny()) == Enforcement(stopped=[], waiting=[HASH])
     assert world.routes.table == {}, "it is not reached meanwhile"
     assert [pod.state for pod in await world.store.pods()] == [PodState.RUNNING]
     await reconcile(world)
@@ -371,7 +377,7 @@ async def test_a_denied_pod_a_crash_left_is_taken_down_at_the_start_and_never_se
         await after.reconciler.recover()
         assert "publish" not in after.diary.take()
         await is_taken_down(after)
-        stop = await after.store.find_stop(HASH)
+        stop = await find_stop(after)
         assert stop is not None
         assert stop.held == (600 if lost else 500), "an outage is nobody's fault but the host's"
 
@@ -460,13 +466,13 @@ async def test_a_denial_that_is_killed_anywhere_is_in_force_wholly_or_not_at_all
         await after.reconciler.recover()
         if where == ("store", "put_denial", "before"):
             assert (set(after.routes.table), after.routes.notices) == ({HASH}, {})
-            assert await after.engine.deny(deny()) == [HASH]
+            assert (await after.engine.deny(deny())).stopped == [HASH]
         await is_taken_down(after)
         [stop] = (await after.store.stops([HASH]))[HASH]
         assert stop.held == 500
         with pytest.raises(DeniedError):
             await after.engine.upload(UPLOAD, 60, token=None)
-        assert await after.engine.deny(deny()) == []
+        assert (await after.engine.deny(deny())).stopped == []
         assert len((await after.store.stops([HASH]))[HASH]) == 1
 
 

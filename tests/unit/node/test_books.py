@@ -45,7 +45,6 @@ async def test_a_stop_is_written_with_the_pods_state_and_comes_back_after_a_rest
         assert stop == Stop(ONE, KEPT, 3000, NOW + timedelta(minutes=10))
         assert [pod.state for pod in await store.pods()] == [PodState.STOPPING]
     async with opened(tmp_path) as store:
-        assert await store.find_stop(ONE) == stop
         assert await store.open_stops(10) == [stop]
         assert await store.stops([ONE]) == {ONE: [stop]}
 
@@ -84,7 +83,7 @@ async def test_credited_time_is_given_to_the_next_life_once(
     )
     [stop] = (await store.stops([ONE]))[ONE]
     assert (stop.ended_at, stop.held) == (NOW, 0)
-    assert (await store.find_stop(ONE), await store.open_stops(10)) == (None, [])
+    assert await store.open_stops(10) == []
     assert await start_again(store, "one") == timedelta(0)
 
 
@@ -96,9 +95,19 @@ async def test_a_start_that_is_refused_spends_no_credit(store: Store) -> None:
     await store.add_pod(pod, {})
     with pytest.raises(Exception, match="spent already"):
         await store.start_pod(ONE, expires_at=NOW + HOUR, entry=make_entry(pod, "t"))
-    stop = await store.find_stop(ONE)
-    assert stop is not None
+    [stop] = await store.open_stops(10)
     assert stop.held == 3600
+
+
+async def test_the_terms_of_a_stop_are_amended_until_it_is_over(store: Store) -> None:
+    assert await store.amend_stop(ONE, KEPT) is None
+    await add_running(store, "one")
+    assert await store.amend_stop(ONE, KEPT) is None
+    stop = await store.stop_pod(ONE, CREDITED, NOW)
+    assert await store.amend_stop(ONE, KEPT) == replace(stop, terms=KEPT)
+    assert await store.open_stops(10) == [replace(stop, terms=KEPT)]
+    assert await start_again(store, "one") == timedelta(0)
+    assert await store.amend_stop(ONE, CREDITED) is None
 
 
 async def test_a_credit_never_leads_past_the_calendar(store: Store) -> None:
