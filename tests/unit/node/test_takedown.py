@@ -236,3 +236,32 @@ def test_a_reason_is_told_only_where_it_is_public() -> None:
 
 def test_the_front_door_takes_every_notice_there_can_be() -> None:
     assert (MAX_NOTICES, MAX_REASON) == (routes.MAX_STOPPED, routes.MAX_REASON)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+_FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "kind": st.sampled_from(["manifest", "image", "registry"]) | _JSON,
+        "value": st.sampled_from([HASH, "nginx", "quay.io:443", DIGEST]) | _JSON,
+        "reason": st.text(min_size=1, max_size=20) | _JSON,
+        "takedown": st.booleans() | _JSON,
+        "credit": st.booleans() | _JSON,
+        "more": _JSON,
+    },
+)
+
+
+@given(_FIELDS | _JSON)
+def test_any_document_is_a_denial_that_can_be_told_again_or_refused_in_words(document: Json) -> None:
+    try:
+        denial = parse_denial(document, now=NOW)
+    except RequestError:
+        return
+    assert normalize(denial.kind, denial.value) == denial.value
+    assert 0 < len(denial.terms.reason.encode()) <= MAX_REASON
+    routes.parse(routes.render_stop(HASH, routes.Notice(denial.terms.legal, denial.terms.reason)))

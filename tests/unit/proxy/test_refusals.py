@@ -73,3 +73,10 @@ def test_what_is_blocked_by_law_says_who_blocks_it() -> None:
     assert b'\r\nLink: <https://host.example/>; rel="blocked-by"\r\n' in blocked
     assert stopped.startswith(b"HTTP/1.1 410 Gone\r\n")
     assert b"Link:" not in stopped
+
+
+def test_a_reason_cannot_make_a_page_do_anything() -> None:
+    refusal = refusals.pod_stopped(POD, Notice(False, "<script>alert(1)</script>"), HOST)
+    page = pages.render(refusal, html=True, head_only=False, close=False)
+    assert b"<script>" not in page
+    assert b"&lt;script&gt;alert(1)" in page
