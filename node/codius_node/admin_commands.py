@@ -48,8 +48,11 @@ def _stop(arguments: argparse.Namespace, socket: Path) -> int:
         print_json(dict(stop))
         return 0
     print(f"Taken down: {stop['hash']}. {_tell_visitors(stop)}")
-    print(_tell_credit(stop, int(str(stop["seconds"]))))
-    print(f"It can be uploaded again; `codiusd admin deny add manifest {stop['hash']}` keeps it out.")
+    print(f"{_tell_rest(stop)} It is {render_length(int(str(stop['seconds'])))}.")
+    print(
+        "Unless it is denied it can be uploaded again;"
+        f" `codiusd admin deny add manifest {stop['hash']} --reason …` keeps it out."
+    )
     return 0
 
 
@@ -71,7 +74,7 @@ def _deny(arguments: argparse.Namespace, socket: Path) -> int:
     for hash in cast("list[str]", answer["waiting"]):
         print(f"Not yet taken down, and reached by nobody: {hash}. The node goes on trying; see its log.")
     if stopped:
-        print(_tell_visitors(denial))
+        print(f"{_tell_visitors(denial)} {_tell_rest(denial)}")
     else:
         print("No pod had to be taken down." if denial["takedown"] else "Pods that run stay until their end.")
     return 0
@@ -218,11 +221,9 @@ def _tell_visitors(terms: Mapping[str, Json]) -> str:
     return f"Visitors get {_status(terms)}, {what}."
 
 
-def _tell_credit(terms: Mapping[str, Json], seconds: int) -> str:
-    left = render_length(seconds)
-    if terms["credit"]:
-        return f"Of its paid time {left} are left; the next upload of the manifest gets them on top."
-    return f"Of its paid time {left} are left, and nobody gets them back."
+def _tell_rest(terms: Mapping[str, Json]) -> str:
+    kept = "is kept for the next upload of the same manifest" if terms["credit"] else "is lost"
+    return f"What is left of the paid time {kept}."
 
 
 def _tell_price(price: Mapping[str, Json], arguments: argparse.Namespace) -> None:
@@ -264,6 +265,10 @@ def _usage_row(usage: Mapping[str, Json]) -> tuple[str, ...]:
     )
 
 
+def _count(number: Json, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
 def _render_prices(usage: Mapping[str, Json]) -> str:
     prices = cast("list[dict[str, Json]]", usage["prices"])
     return ", ".join(f"{price['amount']} {price['currency']}" for price in prices) or "-"
@@ -283,7 +288,7 @@ def _tell_usage(usage: Mapping[str, Json]) -> None:
         f"  given     {lengths['OfOutage']} back for outages, {lengths['Restored']} after takedowns,"
         f" {lengths['Held']} held for the next upload"
     )
-    print(f"  price     {_render_prices(usage)}, in {usage['entries']} entries")
+    print(f"  price     {_render_prices(usage)}, in {_count(usage['entries'], 'entry', 'entries')}")
     print(
         f"  traffic   {render_size(traffic['sent']['bytes'])} sent,"
         f" {render_size(traffic['received']['bytes'])} received"

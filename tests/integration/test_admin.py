@@ -142,8 +142,9 @@ async def test_a_pod_is_stopped_in_plain_words(host: Host) -> None:
     assert status == 0
     assert out.splitlines() == [
         f"Taken down: {HASH}. Visitors get 410, with the reason.",
-        "Of its paid time 50 min are left; the next upload of the manifest gets them on top.",
-        f"It can be uploaded again; `codiusd admin deny add manifest {HASH}` keeps it out.",
+        "What is left of the paid time is kept for the next upload of the same manifest. It is 50 min.",
+        "Unless it is denied it can be uploaded again;"
+        f" `codiusd admin deny add manifest {HASH} --reason …` keeps it out.",
     ]
     assert (await host.codiusd("pods"))[1] == "No pods.\n"
     table = await host.table()
@@ -165,7 +166,7 @@ async def test_a_stop_on_a_legal_demand_without_credit_says_so(host: Host) -> No
     await host.node.engine.upload(UPLOAD, 3600, token=None)
     _, out, _ = await host.codiusd("stop", HASH, "--reason", "Order 7", "--legal", "--no-credit")
     assert "Visitors get 451, without the reason." in out
-    assert "nobody gets them back" in out
+    assert "What is left of the paid time is lost. It is 1 h." in out
     assert (await host.table()).find_notice(HASH) == routes.Notice(True, "")
 
 
@@ -205,9 +206,11 @@ async def test_what_is_denied_is_refused_in_words_also_after_a_restart(opened: O
         _, out, _ = await host.codiusd(
             *("deny", "add", "image", "Example.com:443/app", "--reason", "Scams.", "--public")
         )
-        assert out.splitlines()[:2] == [
+        assert out.splitlines() == [
             "Denied: image example.com/app. Uploads, extensions and quotes are refused.",
             f"Taken down: {HASH}",
+            "Visitors get 410, with the reason. What is left of the paid time is kept for the next upload of"
+            " the same manifest.",
         ]
     async with opened() as host:
         assert (await host.table()).find_notice(HASH) == routes.Notice(False, "Scams.")
