@@ -6,6 +6,8 @@ import argparse
 import json
 import logging
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -65,6 +67,28 @@ def test_every_word_of_admin_explains_itself(word: str, capsys: pytest.CaptureFi
             cli.main(["admin", *asked])
         assert caught.value.code == 0
         assert word in capsys.readouterr().out
+
+
+def find_commands() -> list[str]:
+    """Every `codiusd …` that a code block of the documents tells people to type."""
+    root = Path(__file__).parents[3]
+    blocks = [
+        block
+        for page in (root / "README.md", *sorted((root / "docs").glob("*.md")))
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    return [line for block in blocks for line in block.splitlines() if line.startswith("codiusd ")]
+
+
+@pytest.mark.parametrize("line", find_commands())
+def test_what_the_documents_tell_people_to_type_is_understood(line: str) -> None:
+    words = shlex.split(line.replace("HASH", "a" * 52), comments=True)
+    assert cli.build_parser().parse_args(words[1:]).handler
+
+
+def test_the_documents_name_the_commands() -> None:
+    told = {line.split()[1] for line in find_commands()}
+    assert {"admin", "run", "doctor", "upload", "extend", "logs", "pods", "quote"} <= told
 
 
 @pytest.mark.parametrize("word", sorted(cli.OLDER_WORDS))
