@@ -28,7 +28,6 @@ LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _CREDENTIALS: Final = struct.Struct("3i")
 """struct ucred of unix(7): pid, uid, gid."""
 
-
 ENDPOINTS: Final[Mapping[tuple[str, str], str]] = {
     ("GET", "/pods"): "every pod there is, with its time, containers and traffic",
     ("POST", "/pods/{hash}/stop"): "take a running pod down; a body of `reason`, `public`, `legal`, `credit`",

@@ -18,6 +18,7 @@ from codius_node import schema
 from codius_node.client import ANSWER_SECONDS, MAX_ANSWER, HostError, RefusedError, explain, read_body
 from codius_node.model import Json, ManifestHash
 from codius_node.policy import PolicyReport
+from codius_node.replies import render_number
 from codius_node.selftest import TEST_SECONDS, Report
 
 ORIGIN: Final = "http://localhost"
@@ -102,8 +103,7 @@ async def get_price(admin_socket: Path) -> Mapping[str, Json]:
 
 async def set_price(admin_socket: Path, cost: Decimal) -> Mapping[str, Json]:
     """The price afterwards."""
-    cost_per_month: Json = int(cost) if cost == cost.to_integral_value() else float(cost)
-    await _ask(admin_socket, "POST", "/config", {"hostCostPerMonth": cost_per_month})
+    await _ask(admin_socket, "POST", "/config", {"hostCostPerMonth": render_number(cost)})
     return await get_price(admin_socket)
 
 

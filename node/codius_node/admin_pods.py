@@ -16,7 +16,7 @@ from codius_node.model import Currency, Json, ManifestHash, Pod, PodState
 from codius_node.parameters import BEFORE, MANIFEST_HASH, USAGE_LIMIT
 from codius_node.policy import Origin
 from codius_node.pricing import Earlier
-from codius_node.replies import render_time
+from codius_node.replies import render_number, render_time
 from codius_node.store import LedgerEntry
 from codius_node.takedown import (
     Denial,
@@ -232,13 +232,13 @@ class PriceAdmin:
     def _describe(self) -> dict[str, Json]:
         prices = self._prices
         return {
-            "hostCostPerMonth": _number(prices.told),
+            "hostCostPerMonth": render_number(prices.told),
             "currency": self._engine.currency.code,
             "origin": (Origin.RUN_TIME if prices.chosen else Origin.SETTINGS).value,
-            "settings": _number(prices.own),
-            "charged": _number(prices.charged),
+            "settings": render_number(prices.own),
+            "charged": render_number(prices.charged),
             "earlier": [
-                {"hostCostPerMonth": _number(price.cost), "until": render_time(price.until)}
+                {"hostCostPerMonth": render_number(price.cost), "until": render_time(price.until)}
                 for price in prices.earlier
             ],
         }
@@ -265,10 +265,6 @@ def _read_page(request: web.Request) -> tuple[int, int]:
     query = request.query
     limit = USAGE_LIMIT.parse(query.getall(USAGE_LIMIT.name, []))
     return limit, BEFORE.parse(query.getall(BEFORE.name, []))
-
-
-def _number(value: Decimal) -> Json:
-    return int(value) if value == value.to_integral_value() else float(value)
 
 
 def _render_volume(volume: Volume) -> dict[str, Json]:
