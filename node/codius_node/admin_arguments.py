@@ -9,6 +9,7 @@ from typing import Final
 
 from codius_netpolicy.policy import EgressMode, TransportPorts, parse_range
 from codius_node.arguments import add_env_file, add_json, parse_hash
+from codius_node.pricing import MAX_COST
 
 NONE: Final = "none"
 """What empties a list of the operator's rules."""
@@ -141,8 +142,8 @@ def _cost(text: str) -> Decimal:
         cost = Decimal(text)
     except InvalidOperation:
         cost = Decimal(-1)
-    if not cost.is_finite() or cost < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no price: give a number from 0")
+    if not cost.is_finite() or not 0 <= cost <= MAX_COST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no price: give a number from 0 to {MAX_COST}")
     return cost
 
 

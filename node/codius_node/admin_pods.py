@@ -15,7 +15,7 @@ from codius_node.errors import NotFoundError, RequestError
 from codius_node.model import Currency, Json, ManifestHash, Pod, PodState
 from codius_node.parameters import BEFORE, MANIFEST_HASH, USAGE_LIMIT
 from codius_node.policy import Origin
-from codius_node.pricing import Earlier
+from codius_node.pricing import MAX_COST, Earlier
 from codius_node.replies import render_number, render_time
 from codius_node.store import LedgerEntry
 from codius_node.takedown import (
@@ -32,8 +32,6 @@ from codius_node.usage import Account, Usage, render_exactly
 
 MAX_BODY: Final = 4096
 """Bytes of a body here: a reason and a name are the most it holds."""
-MAX_COST: Final = 10**12
-"""Currency units a month, as for CODIUS_COST_PER_MONTH."""
 STOPS_TOLD: Final = 20
 """Stops of one manifest in an answer, the newest."""
 

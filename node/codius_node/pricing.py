@@ -11,6 +11,8 @@ from typing import Final
 
 SECONDS_PER_MONTH: Final = 2_628_000
 """A twelfth of 365 days: the month in which hosts state their price."""
+MAX_COST: Final = 10**12
+"""Currency units a month that an operator may set, as for CODIUS_COST_PER_MONTH."""
 HONOURED: Final = timedelta(minutes=10)
 """How long a quote counts: nobody is charged more than they were told so long ago or less."""
 MAX_EARLIER: Final = 16

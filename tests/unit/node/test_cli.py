@@ -139,6 +139,8 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         ["admin", "price", "set", "-1"],
         ["admin", "price", "set", "NaN"],
         ["admin", "price", "set", "much"],
+        ["admin", "price", "set", "1e13"],
+        ["admin", "price", "set", "1E+999999999"],
         ["admin", "usage", "short"],
         ["admin", "usage", "--limit", "many"],
     ],
