@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from codius_node import config, declarations
+from codius_node.admin import ENDPOINTS
+from codius_node.cli import build_parser
 from tests.integration import http_requirements
 from tests.integration.test_golden import DIFFERENCES
 from tests.system.isolation import page
@@ -23,6 +26,8 @@ def generated() -> Iterator[tuple[Path, str]]:
     # What was found stays as it is: only the system tests can find it.
     yield page.PAGE, page.render(page.read(page.PAGE.read_text()))
     yield ROOT / "docs" / "http-conformance.md", http_requirements.render()
+    operators = ROOT / "docs" / "admin.md"
+    yield operators, ADMIN_PARTS.sub(lambda m: m[1] + ADMIN_TABLES[m[2]]() + m[3], operators.read_text())
     readme = ROOT / "README.md"
     yield (
         readme,
@@ -51,6 +56,39 @@ def render_differences() -> str:
         named = "<br>".join(f"`{_cell(step)}`" for step in steps)
         lines.append(f"| {_cell(reason)} | {status or ''} | {named} |")
     return "\n".join(lines) + "\n"
+
+
+def render_commands() -> str:
+    """A row for each word of `codiusd admin`, with all it takes, from the parser itself."""
+    lines = ["| command | what it does |", "|---|---|"]
+    for words, command in _find_commands(build_parser()):
+        usage = " ".join(command.format_usage().removeprefix("usage: ").split())
+        for option in ("[-h] ", "[--env-file FILE] ", "[--json] "):
+            usage = usage.replace(option, "")
+        usage = usage.replace(" [--env-file FILE]", "").replace(" [--json]", "")
+        lines.append(f"| `{_cell(usage)}` | {_cell(command.description or words)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _find_commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Those below `codiusd admin` that do something, in the order of its help."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups and " admin " in parser.prog:
+        yield parser.prog, parser
+    for group in groups:
+        for command in group.choices.values():
+            yield from _find_commands(command)
+
+
+def render_endpoints() -> str:
+    """A row for each thing to ask of the admin API."""
+    lines = ["| request | what it is for |", "|---|---|"]
+    lines += [f"| `{method} {path}` | {_cell(what)} |" for (method, path), what in ENDPOINTS.items()]
+    return "\n".join(lines) + "\n"
+
+
+ADMIN_PARTS = re.compile(r"(<!-- (commands|endpoints): .*? -->\n).*?(<!-- \2 end -->)", re.DOTALL)
+ADMIN_TABLES = {"commands": render_commands, "endpoints": render_endpoints}
 
 
 def _cell(text: str) -> str:

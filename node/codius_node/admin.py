@@ -1,4 +1,4 @@
-"""The operator's HTTP API: pods, price, network policy, self-test; for root and the node's own user."""
+"""The operator's HTTP API: who is let in, all there is to ask, network policy, self-test."""
 
 from __future__ import annotations
 
@@ -7,38 +7,53 @@ import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Final, Protocol
 
 from aiohttp import web
 
 from codius_netpolicy.policy import Policy
 from codius_netpolicy.probes import Result
-from codius_netpolicy.traffic import NO_TRAFFIC, Reason, Traffic, Volume
-from codius_node import answers, schema
-from codius_node.errors import BodyTooLargeError, ForbiddenError, NotFoundError, RequestError
-from codius_node.model import Json, ManifestHash, Pod, PodState
+from codius_netpolicy.traffic import Reason
+from codius_node import admin_pods, answers, bodies
+from codius_node.admin_pods import Denials, DenylistAdmin, Meter, PodsAdmin, PriceAdmin, Prices
+from codius_node.errors import ForbiddenError, NotFoundError
+from codius_node.model import Json, ManifestHash
+from codius_node.parameters import MANIFEST_HASH
 from codius_node.policy import Origin, Repairs, build_report
 
-MAX_BODY: Final = 4096
-"""Bytes of a POST: it holds one number."""
 MAX_POLICY_BODY: Final = 64 * 1024
 """Bytes of a policy: four lists of 256 entries, an IPv6 range being the longest with 43 characters."""
-MAX_COST: Final = 10**12
-"""Currency units a month, as for CODIUS_COST_PER_MONTH."""
 
 LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _CREDENTIALS: Final = struct.Struct("3i")
 """struct ucred of unix(7): pid, uid, gid."""
 
+ENDPOINTS: Final[Mapping[tuple[str, str], str]] = {
+    ("GET", "/pods"): "every pod there is, with its time, containers and traffic",
+    ("POST", "/pods/{hash}/stop"): "take a running pod down; a body of `reason`, `public`, `legal`, `credit`",
+    ("POST", "/pods/{hash}/probe"): "what the pod reaches on the network, tried out from inside",
+    ("GET", "/usage"): "manifests with what they paid and used, newest first; `limit`, `before`",
+    ("GET", "/usage/{hash}"): "one manifest with its ledger, newest first; `limit`, `before`",
+    ("GET", "/denylist"): "what this host does not run",
+    ("POST", "/denylist"): "deny something: `kind`, `value`, `takedown`, and the fields of a stop",
+    ("DELETE", "/denylist"): "admit it again: `?kind=…&value=…`",
+    ("GET", "/config"): "the price of a month, and lower ones that were quoted and still count",
+    ("POST", "/config"): "set the price: `hostCostPerMonth`; answered 204",
+    ("DELETE", "/config"): "back to the price of the settings",
+    ("GET", "/policy"): "the network rules in force",
+    ("PUT", "/policy"): "other rules than those of the settings",
+    ("DELETE", "/policy"): "back to the rules of the settings",
+    ("POST", "/selftest"): "have the host try itself out",
+    ("GET", "/getPods"): "hashes of the pods that run, as codiusd told them",
+    ("GET", "/getPodInfo"): "one pod, `?id=` its hash, as codiusd told it",
+    ("GET", "/getAllUptime"): "seconds paid for and earnings of the host's whole life, as codiusd told them",
+}
+"""All there is to ask. Another method or path is 404."""
 
-class Engine(Protocol):
+
+class Engine(admin_pods.Engine, Protocol):
     """What the admin API asks of the host's coordinator."""
 
-    async def pods(self) -> Sequence[Pod]: ...
-    def url(self, hash: ManifestHash) -> str: ...
-    async def set_cost_per_month(self, cost: Decimal) -> None: ...
-    async def traffic(self) -> Mapping[ManifestHash, Traffic]: ...
     async def probe(self, hash: ManifestHash) -> Sequence[Result]: ...
 
 
@@ -76,6 +91,9 @@ class SelfTest(Protocol):
 def build_app(
     *,
     engine: Engine,
+    denials: Denials,
+    prices: Prices,
+    meter: Meter,
     rules: Rules,
     watch: Watch,
     selftest: SelfTest,
@@ -87,29 +105,38 @@ def build_app(
     `allowed_uids` are the users let in by the Unix socket: root and our own by default.
     """
     guard = _Guard(frozenset({0, os.geteuid()}) if allowed_uids is None else allowed_uids)
-    admin = _Admin(engine, clock)
+    pods = PodsAdmin(engine, meter, clock)
+    denylist = DenylistAdmin(engine, denials, clock)
+    price = PriceAdmin(engine, prices)
     network = _NetworkAdmin(engine, rules, watch)
 
     async def test(_: web.Request) -> web.Response:
         return answers.render_json((await selftest.run()).as_document())
 
+    handlers: dict[tuple[str, str], answers.Handler] = {
+        ("GET", "/pods"): pods.list_all,
+        ("POST", "/pods/{hash}/stop"): pods.stop,
+        ("POST", "/pods/{hash}/probe"): network.probe,
+        ("GET", "/usage"): pods.list_usage,
+        ("GET", "/usage/{hash}"): pods.tell_usage,
+        ("GET", "/denylist"): denylist.list_all,
+        ("POST", "/denylist"): denylist.add,
+        ("DELETE", "/denylist"): denylist.remove,
+        ("GET", "/config"): price.tell,
+        ("POST", "/config"): price.set,
+        ("DELETE", "/config"): price.reset,
+        ("GET", "/policy"): network.tell,
+        ("PUT", "/policy"): network.change,
+        ("DELETE", "/policy"): network.reset,
+        ("POST", "/selftest"): test,
+        ("GET", "/getPods"): pods.list_running,
+        ("GET", "/getPodInfo"): pods.tell_recorded,
+        ("GET", "/getAllUptime"): pods.tell_all_uptime,
+    }
     app = web.Application(middlewares=[answers.answer_operators_errors, guard.check])
     app.on_response_prepare.append(answers.set_headers)
-    answers.add_routes(
-        app,
-        (
-            ("GET", "/getPods", admin.list_running),
-            ("GET", "/getPodInfo", admin.tell_pod),
-            ("POST", "/config", admin.configure),
-            ("GET", "/pods", admin.list_pods),
-            ("POST", "/pods/{hash}/probe", network.probe),
-            ("GET", "/policy", network.tell),
-            ("PUT", "/policy", network.change),
-            ("DELETE", "/policy", network.reset),
-            ("POST", "/selftest", test),
-            ("*", answers.ANY_PATH, _refuse_path),
-        ),
-    )
+    routes = [(method, path, handlers[method, path]) for method, path in ENDPOINTS]
+    answers.add_routes(app, [*routes, ("*", answers.ANY_PATH, _refuse_path)])
     return app
 
 
@@ -145,75 +172,6 @@ def read_peer_uid(peer: socket.socket) -> int:
     return int(uid)
 
 
-class _Admin:
-    """The handlers. No answer holds a private value: pods as rows do not carry them."""
-
-    def __init__(self, engine: Engine, clock: Callable[[], datetime]) -> None:
-        self._engine = engine
-        self._clock = clock
-
-    async def list_running(self, _: web.Request) -> web.Response:
-        now = self._clock()
-        running: list[Json] = [
-            pod.hash
-            for pod in await self._engine.pods()
-            if pod.state is PodState.RUNNING and pod.expires_at > now
-        ]
-        return answers.render_json({"running": running})
-
-    async def list_pods(self, _: web.Request) -> web.Response:
-        traffic = await self._engine.traffic()
-        pods: list[Json] = [
-            self._describe(pod, traffic.get(pod.hash, NO_TRAFFIC)) for pod in await self._engine.pods()
-        ]
-        return answers.render_json(pods)
-
-    async def tell_pod(self, request: web.Request) -> web.Response:
-        values = request.query.getall("id", [])
-        if len(values) != 1 or not values[0]:
-            raise RequestError("id must be given once: the hash of a pod", hint="/getPods lists them.")
-        for pod in await self._engine.pods():
-            if pod.hash == values[0]:
-                return answers.render_json(
-                    {
-                        "hash": pod.hash,
-                        "running": pod.state is PodState.RUNNING and pod.expires_at > self._clock(),
-                        "start": _render_time(pod.created_at),
-                        "expiry": _render_time(pod.expires_at),
-                        "ip": str(pod.address),
-                        "port": None if pod.manifest.port is None else str(pod.manifest.port),
-                    }
-                )
-        raise NotFoundError(f"no pod found with id. id={values[0]}", hint="/getPods lists the running ones.")
-
-    async def configure(self, request: web.Request) -> web.Response:
-        cost = parse_config(await _read_json(request, limit=MAX_BODY))
-        await self._engine.set_cost_per_month(cost)
-        return web.Response(status=204)
-
-    def _describe(self, pod: Pod, traffic: Traffic) -> dict[str, Json]:
-        left = (pod.expires_at - self._clock()).total_seconds()
-        return {
-            "hash": pod.hash,
-            "name": pod.manifest.name,
-            "state": pod.state.value,
-            "url": self._engine.url(pod.hash),
-            "expiry": _render_time(pod.expires_at),
-            "secondsLeft": max(int(left), 0),
-            "address": str(pod.address),
-            "port": pod.manifest.port,
-            "debug": pod.manifest.debug,
-            "containers": [
-                {"id": container.id, "image": container.image} for container in pod.manifest.containers
-            ],
-            "traffic": {
-                "sent": _render_volume(traffic.sent),
-                "received": _render_volume(traffic.received),
-                "refused": {reason.value: packets for reason, packets in traffic.refused.items()},
-            },
-        }
-
-
 class _NetworkAdmin:
     """The handlers of the network policy."""
 
@@ -226,7 +184,7 @@ class _NetworkAdmin:
         return answers.render_json(await self._report())
 
     async def change(self, request: web.Request) -> web.Response:
-        cut = await self._rules.change(await _read_json(request, limit=MAX_POLICY_BODY))
+        cut = await self._rules.change(await bodies.read_json(request, limit=MAX_POLICY_BODY))
         return answers.render_json(await self._report() | {"cut": cut})
 
     async def reset(self, _: web.Request) -> web.Response:
@@ -234,7 +192,7 @@ class _NetworkAdmin:
         return answers.render_json(await self._report() | {"cut": cut})
 
     async def probe(self, request: web.Request) -> web.Response:
-        results = await self._engine.probe(ManifestHash(request.match_info["hash"]))
+        results = await self._engine.probe(MANIFEST_HASH.parse([request.match_info["hash"]]))
         probes: list[Json] = [
             {
                 "name": result.name,
@@ -255,41 +213,13 @@ class _NetworkAdmin:
         return report.as_document()
 
 
-async def _read_json(request: web.Request, *, limit: int) -> Json:
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            raise BodyTooLargeError(f"the body has more than {limit} bytes")
-    return schema.decode_json(bytes(body), limit=limit)
-
-
-def _render_volume(volume: Volume) -> dict[str, Json]:
-    return {"bytes": volume.bytes, "packets": volume.packets}
-
-
-def parse_config(document: Json) -> Decimal:
-    """The new price from `{"hostCostPerMonth": number}`; 0 is a price too."""
-    if not isinstance(document, dict) or set(document) != {"hostCostPerMonth"}:
-        raise RequestError('the body must be {"hostCostPerMonth": <number>} and nothing else')
-    cost = document["hostCostPerMonth"]
-    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost <= MAX_COST:
-        raise RequestError(f"hostCostPerMonth must be a number from 0 to {MAX_COST}")
-    return Decimal(str(cost))
-
-
 async def _refuse_path(request: web.Request) -> web.StreamResponse:
     raise NotFoundError(
         f"there is no {request.method} {request.path}",
-        hint="There are GET /pods, POST /pods/<hash>/probe, GET, PUT and DELETE /policy, POST /selftest,"
-        " GET /getPods, GET /getPodInfo?id= and POST /config.",
+        hint=f"There are {', '.join(' '.join(endpoint) for endpoint in ENDPOINTS)}.",
     )
 
 
 def _is_loopback_name(authority: str) -> bool:
     name = authority if authority.endswith("]") else authority.rpartition(":")[0] or authority
     return name.lower() in LOOPBACK_NAMES
-
-
-def _render_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""What the operator asks of the node on this machine, by its admin socket: pods, policy, self-test."""
+"""What the operator asks of the node on this machine, by its admin socket."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, cast
+from urllib.parse import urlencode
 
 import aiohttp
 
@@ -15,10 +18,13 @@ from codius_node import schema
 from codius_node.client import ANSWER_SECONDS, MAX_ANSWER, HostError, RefusedError, explain, read_body
 from codius_node.model import Json, ManifestHash
 from codius_node.policy import PolicyReport
+from codius_node.replies import render_number
 from codius_node.selftest import TEST_SECONDS, Report
 
 ORIGIN: Final = "http://localhost"
 """A name the admin API answers to; the socket is what decides who is asked."""
+TAKEDOWN_SECONDS: Final = 600.0
+"""For a denial that takes a thousand pods down: four at a time, each for half a second or a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,58 @@ async def list_pods(admin_socket: Path) -> list[PodListing]:
         return [_read_listing(entry) for entry in cast("list[dict[str, Json]]", answer)]
 
 
+async def stop_pod(admin_socket: Path, hash: ManifestHash, terms: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The node's document of what was stopped."""
+    path = f"/pods/{hash}/stop"
+    return await _ask_document(admin_socket, "POST", path, dict(terms), seconds=TAKEDOWN_SECONDS)
+
+
+async def deny(admin_socket: Path, entry: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The entry as it is in force, and what was taken down for it."""
+    return await _ask_document(admin_socket, "POST", "/denylist", dict(entry), seconds=TAKEDOWN_SECONDS)
+
+
+async def admit(admin_socket: Path, kind: str, value: str) -> Mapping[str, Json]:
+    """What is no longer denied."""
+    query = urlencode({"kind": kind, "value": value})
+    return await _ask_document(admin_socket, "DELETE", f"/denylist?{query}")
+
+
+async def list_denials(admin_socket: Path) -> list[dict[str, Json]]:
+    """The denylist."""
+    document = await _ask_document(admin_socket, "GET", "/denylist")
+    with _reading(admin_socket, "denylist"):
+        return _entries(document, "denials")
+
+
+async def get_price(admin_socket: Path) -> Mapping[str, Json]:
+    """What is told and charged."""
+    return await _ask_document(admin_socket, "GET", "/config")
+
+
+async def set_price(admin_socket: Path, cost: Decimal) -> Mapping[str, Json]:
+    """The price afterwards."""
+    await _ask(admin_socket, "POST", "/config", {"hostCostPerMonth": render_number(cost)})
+    return await get_price(admin_socket)
+
+
+async def reset_price(admin_socket: Path) -> Mapping[str, Json]:
+    """The price afterwards."""
+    return await _ask_document(admin_socket, "DELETE", "/config")
+
+
+async def list_usage(admin_socket: Path, limit: int, before: int | None) -> Mapping[str, Json]:
+    """A page of manifests with what they had."""
+    return await _ask_document(admin_socket, "GET", f"/usage?{_page(limit, before)}")
+
+
+async def get_usage(
+    admin_socket: Path, hash: ManifestHash, limit: int, before: int | None
+) -> Mapping[str, Json]:
+    """One manifest, with a page of its ledger."""
+    return await _ask_document(admin_socket, "GET", f"/usage/{hash}?{_page(limit, before)}")
+
+
 async def get_policy(admin_socket: Path) -> tuple[PolicyReport, Mapping[str, Json]]:
     """The policy in force, as a value and as the node's own document."""
     answer = await _ask(admin_socket, "GET", "/policy")
@@ -102,6 +160,14 @@ async def run_selftest(admin_socket: Path) -> tuple[Report, Mapping[str, Json]]:
         return Report.from_document(document), document
 
 
+async def _ask_document(
+    admin_socket: Path, method: str, path: str, body: Json = None, *, seconds: float = ANSWER_SECONDS
+) -> Mapping[str, Json]:
+    answer = await _ask(admin_socket, method, path, body, seconds=seconds)
+    with _reading(admin_socket, "answer to this"):
+        return dict(cast("dict[str, Json]", answer))
+
+
 async def _ask(
     admin_socket: Path, method: str, path: str, body: Json = None, *, seconds: float = ANSWER_SECONDS
 ) -> Json:
@@ -116,13 +182,15 @@ async def _ask(
             ) as response,
         ):
             content = await read_body(response)
+    if response.status == HTTPStatus.NO_CONTENT:
+        return None
     if content is None:
         raise HostError(f"the answer at {admin_socket} is larger than {MAX_ANSWER} bytes")
     try:
         document: Json = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise HostError(f"the answer at {admin_socket} is not JSON") from error
-    if response.status != 200:
+    if response.status != HTTPStatus.OK:
         told = document if isinstance(document, dict) else {}
         raise RefusedError(
             str(told.get("message", f"status {response.status}")),
@@ -163,6 +231,14 @@ def _reading(admin_socket: Path, what: str) -> Iterator[None]:
             f"the answer at {admin_socket} is no {what}",
             hint="Is the node of another version? Restart it.",
         ) from error
+
+
+def _entries(document: Mapping[str, Json], key: str) -> list[dict[str, Json]]:
+    return [dict(cast("dict[str, Json]", entry)) for entry in cast("list[Json]", document[key])]
+
+
+def _page(limit: int, before: int | None) -> str:
+    return urlencode({"limit": limit} | ({} if before is None else {"before": before}))
 
 
 def _read_listing(entry: dict[str, Json]) -> PodListing:

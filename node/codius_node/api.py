@@ -297,8 +297,7 @@ class _Api:
 
     async def discover(self, request: web.Request) -> web.Response:
         bodies.check_is_json(request)
-        body = await bodies.read_body(request, limit=MAX_LIST_BODY)
-        self._peers.suggest(parse_peer_list(schema.decode_json(body, limit=MAX_LIST_BODY)))
+        self._peers.suggest(parse_peer_list(await bodies.read_json(request, limit=MAX_LIST_BODY)))
         known = await self._peers.sample(MAX_EXCHANGED)
         return _answer(replies.Discovery(NAME, self._version, tuple(known)))
 

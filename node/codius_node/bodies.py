@@ -9,6 +9,8 @@ from typing import Final
 from aiohttp import web
 
 from codius_node.errors import BodyTooLargeError, MediaTypeError, RequestError
+from codius_node.model import Json
+from codius_node.schema import decode_json
 
 COMPRESSIONS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 """Content codings of RFC 9110 8.4.1 that a request's body may have."""
@@ -45,6 +47,11 @@ async def read_body(request: web.Request, *, limit: int) -> bytes:
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
     # recorded: an encoding nobody knows is not looked at
     return _decompress(bytes(body), limit) if encoding in COMPRESSIONS and body else bytes(body)
+
+
+async def read_json(request: web.Request, *, limit: int) -> Json:
+    """The body as strict JSON."""
+    return decode_json(await read_body(request, limit=limit), limit=limit)
 
 
 def _decompress(body: bytes, limit: int) -> bytes:

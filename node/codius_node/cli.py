@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from codius_netpolicy.policy import EgressMode, TransportPorts, parse_range
 from codius_node import config
+from codius_node.admin_arguments import add_admin_commands
+from codius_node.arguments import add_env_file, add_json, parse_hash
 from codius_node.declarations import render_help
 from codius_node.environment import HOST_VARIABLE, Environment, read_environ
 from codius_node.errors import CodiusError, SettingsError
@@ -39,8 +40,8 @@ NOISY: Final = frozenset({"asyncio", "aiosqlite", "pyroute2", "aiohttp"})
 """Libraries whose debug lines are about themselves, and there are thousands."""
 UNIT_SECONDS: Final[Mapping[str, int]] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION: Final = re.compile(r"([0-9]{1,12})([smhdw]?)")
-NONE: Final = "none"
-"""What empties a list of the operator's rules."""
+OLDER_WORDS: Final = frozenset({"policy", "selftest"})
+"""Of `codiusd admin`, which once stood alone: scripts that say them without `admin` are understood."""
 
 OPERATOR_COMMANDS: Final = {
     "run": "the whole host with one command: node, front door and DNS",
@@ -48,21 +49,20 @@ OPERATOR_COMMANDS: Final = {
     "proxy": "the front door alone (no privilege)",
     "dns": "the DNS responder alone (no privilege); `dns check` looks at the delegation",
     "doctor": "look at this machine, and name what would keep a host from working",
-    "pods": "list the pods of the node on this machine; with HASH, ask a host about one",
-    "policy": "whom pods reach on the network: show it, change it, try it out in a pod",
-    "selftest": "have the node upload a sample to itself by its public address, and tell each step",
+    "admin": "the node on this machine: pods, takedowns, denylist, price, usage, network policy",
 }
 CLIENT_COMMANDS: Final = {
     "quote": "what a host would take for a manifest",
     "upload": "upload a manifest, or extend it where it runs already",
     "extend": "add time to a pod",
     "logs": "what a pod's containers wrote",
+    "pods": "a pod by its hash: where it is, and until when",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; the exit status."""
-    arguments = _build_parser().parse_args(argv)
+    arguments = build_parser().parse_args(_complete(sys.argv[1:] if argv is None else argv))
     as_json = bool(getattr(arguments, "json", False))
     try:
         status: int = arguments.handler(arguments)
@@ -86,6 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             ),
             as_json=as_json,
         )
+
+
+def _complete(argv: Sequence[str]) -> Sequence[str]:
+    """The command as it is spelled today."""
+    return ["admin", *argv] if argv and argv[0] in OLDER_WORDS else argv
 
 
 # ---- what people type -----------------------------------------------------------------------------
@@ -136,7 +141,8 @@ Settings of a host: environment variables, with their defaults in brackets.
 {render_help(config.DECLARED.values())}"""
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
     parser = _Parser(prog="codiusd", add_help=False)
     parser.add_argument("-h", "--help", action=_Help, nargs=0)
     parser.add_argument("--version", action=_Version, nargs=0)
@@ -149,9 +155,9 @@ def _build_parser() -> argparse.ArgumentParser:
         return command
 
     for name in ("run", "node", "proxy"):
-        _add_env_file(add(name, _serve))
+        add_env_file(add(name, _serve))
     dns = add("dns", _serve)
-    _add_env_file(dns)
+    add_env_file(dns)
     check = dns.add_subparsers(metavar="check").add_parser(
         "check", description="Look at a zone as a resolver sees it, and say what to enter at the registrar."
     )
@@ -162,23 +168,14 @@ def _build_parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--resolver", metavar="IP", help="the resolver to begin with (default: this machine's)"
     )
-    _add_env_file(check)
+    add_env_file(check)
 
     doctor = add("doctor", _doctor)
-    _add_env_file(doctor)
-    _add_json(doctor)
+    add_env_file(doctor)
+    add_json(doctor)
 
-    pods = add("pods", _pods)
-    pods.add_argument("hash", nargs="?", metavar="HASH", type=_hash, help="the hash of a pod's manifest")
-    _add_host(pods)
-    _add_env_file(pods)
-    _add_json(pods)
-
-    _add_policy_actions(add("policy", _administer))
-
-    selftest = add("selftest", _administer)
-    _add_env_file(selftest)
-    _add_json(selftest)
+    admin = add("admin", _administer)
+    add_admin_commands(admin)
 
     for name in ("quote", "upload"):
         command = add(name, _ask_host)
@@ -197,86 +194,20 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_upload_options(extend)
 
     logs = add("logs", _ask_host)
-    logs.add_argument("hash", metavar="HASH", type=_hash, help="the hash of the pod's manifest")
+    logs.add_argument("hash", metavar="HASH", type=parse_hash, help="the hash of the pod's manifest")
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what is written from now on")
     _add_host(logs)
-    _add_json(logs, "one JSON object; with --follow one for each line")
+    add_json(logs, "one JSON object; with --follow one for each line")
+
+    pods = add("pods", _pods)
+    pods.set_defaults(words="pods")  # without a hash it is the operator's list, as it has always been
+    pods.add_argument(
+        "hash", nargs="?", metavar="HASH", type=parse_hash, help="the hash of the pod's manifest"
+    )
+    _add_host(pods)
+    add_env_file(pods)
+    add_json(pods)
     return parser
-
-
-def _add_policy_actions(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-
-    def add(name: str, what: str, more: str = "") -> argparse.ArgumentParser:
-        action = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.{more}")
-        _add_env_file(action)
-        _add_json(action)
-        return action
-
-    add("show", "what pods may do on the network, in plain words")
-    change = add(
-        "set",
-        "set rules of your own while the node runs",
-        " They replace those of the settings until `codiusd policy reset`, also across restarts. A list that"
-        f" is not named stays as it is in force; `{NONE}` empties it. The most specific range decides, and a"
-        " denied port wins over an allowed one; nothing opens pods to each other, or this host to them. Flows"
-        " that are no longer allowed are cut, all others go on.",
-    )
-    change.add_argument(
-        "--mode",
-        choices=[mode.value for mode in EgressMode],
-        help="open: pods reach everything but what is denied; listed: nothing but what is allowed",
-    )
-    for name, key, parse, what in (
-        ("--deny-range", "deniedRanges", parse_range, "a range of addresses that pods do not reach"),
-        (
-            "--allow-range",
-            "allowedRanges",
-            parse_range,
-            "a range that pods reach even if a wider one is denied",
-        ),
-        ("--deny-port", "deniedPorts", TransportPorts.parse, "a port pods do not reach, as in tcp/6667"),
-        ("--allow-port", "allowedPorts", TransportPorts.parse, "a port that pods reach, as in tcp/25"),
-    ):
-        change.add_argument(
-            name, dest=key, metavar="RULE", action=_Rules, type=_rule(parse), help=f"{what}; may be repeated"
-        )
-    add("reset", "go back to the rules of the settings")
-    probe = add("probe", "try from inside a pod what it reaches, without doing harm")
-    probe.add_argument("hash", metavar="HASH", type=_hash, help="the hash of the pod's manifest")
-
-
-class _Rules(argparse.Action):
-    """Appends; NONE begins an empty list."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: object, *_: object
-    ) -> None:
-        before = getattr(namespace, self.dest) or []
-        setattr(namespace, self.dest, [] if value == NONE else [*before, value])
-
-
-def _rule(parse: Callable[[str], object]) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        try:
-            return text if text == NONE else str(parse(text))
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return check
-
-
-def _add_json(command: argparse.ArgumentParser, what: str = "one JSON object, for scripts") -> None:
-    command.add_argument("--json", action="store_true", help=what)
-
-
-def _add_env_file(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--env-file",
-        metavar="FILE",
-        type=Path,
-        help="settings from a file of NAME=value lines; what is in the environment goes first",
-    )
 
 
 def _add_host(command: argparse.ArgumentParser) -> None:
@@ -306,7 +237,7 @@ def _add_upload_options(command: argparse.ArgumentParser) -> None:
         help="ask this registry by plain http; on loopback only",
     )
     _add_host(command)
-    _add_json(command)
+    add_json(command)
 
 
 def parse_duration(text: str) -> int:
@@ -329,14 +260,6 @@ def _duration(text: str) -> int:
     if seconds > MAX_DURATION:
         raise argparse.ArgumentTypeError(f"{text!r} is more than the {MAX_DURATION} s that can be paid for")
     return seconds
-
-
-def _hash(text: str) -> str:
-    from codius_node.schema import HASH_PATTERN
-
-    if not HASH_PATTERN.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no hash: that is 52 characters of a-z and 2-7")
-    return text
 
 
 # ---- operators ------------------------------------------------------------------------------------

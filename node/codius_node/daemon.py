@@ -28,6 +28,7 @@ from codius_node.errors import SettingsError
 from codius_node.feed import Feed, TextFeed
 from codius_node.firewalls import report_blockers
 from codius_node.hoststats import HostStats
+from codius_node.meter import Meter
 from codius_node.model import Pod, Target
 from codius_node.network import KernelNetwork
 from codius_node.noop import NoopEngine, NoopNetwork
@@ -93,12 +94,13 @@ async def open_node(
             clock=clock,
             target_of=target_of or (_no_target if settings.noop else None),
         )
-        await engine.load_cost_per_month()
+        await engine.load()
+        meter = Meter(store=store, network=network, containers=containers, clock=clock)
         reconciler = Reconciler(
             engine=engine, store=store, containers=containers, network=network, clock=clock
         )
         rules = EgressRules(network=network, store=store, own=policy.egress, chosen=chosen, clock=clock)
-        watch = NetworkWatch(network=network, bank=engine.bank_traffic, clock=clock)
+        watch = NetworkWatch(network=network, bank=meter.bank, clock=clock)
         peers = Peers(
             store,
             Outbound(development=settings.dev),
@@ -133,7 +135,16 @@ async def open_node(
         )
         await _listen(public, settings.api_socket, stack)
         _share(settings.api_socket)
-        operators = admin.build_app(engine=engine, rules=rules, watch=watch, selftest=selftest, clock=clock)
+        operators = admin.build_app(
+            engine=engine,
+            denials=engine.denials,
+            prices=engine.prices,
+            meter=meter,
+            rules=rules,
+            watch=watch,
+            selftest=selftest,
+            clock=clock,
+        )
         await _listen(operators, settings.admin_socket, stack)
         settings.admin_socket.chmod(0o600)
         if settings.admin_api:

@@ -10,11 +10,13 @@ from codius_netpolicy.policy import Egress, Policy
 from codius_netpolicy.probes import Result
 from codius_netpolicy.traffic import Reason, Traffic
 from codius_node.model import (
+    Consumption,
     Currency,
     FoundPod,
     Isolation,
     LogLine,
     ManifestHash,
+    Notice,
     PodSpec,
     PullProgress,
     Quote,
@@ -50,6 +52,10 @@ class ContainerEngine(Protocol):
     async def find_pods(self) -> list[FoundPod]: ...
     async def isolation(self) -> Isolation:
         """What stands between a pod and the host."""
+        ...
+
+    async def consumption(self, hash: ManifestHash) -> Consumption | None:
+        """As the control groups of the pod's containers count it; None where nobody counts."""
         ...
 
     def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]: ...
@@ -104,6 +110,13 @@ class RoutePublisher(Protocol):
 
     def publish(self, hash: ManifestHash, target: Target) -> None: ...
     def unpublish(self, hash: ManifestHash) -> None: ...
+    def stop(self, hash: ManifestHash, notice: Notice) -> None:
+        """No route, and visitors are told so."""
+        ...
+
+    def readmit(self, hash: ManifestHash) -> None:
+        """Nothing is told of a stop any more; `publish` does it, too."""
+        ...
 
 
 class HostStats(Protocol):

@@ -53,7 +53,7 @@ def parse_egress(document: Json, policy: Policy) -> Egress:
         policy.with_egress(egress)
     except ValueError as error:
         raise RequestError(
-            str(error), hint="`codiusd policy set --help` shows what rules there are."
+            str(error), hint="`codiusd admin policy set --help` shows what rules there are."
         ) from error
     return egress
 

@@ -13,26 +13,26 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
-    Mapping,
     Sequence,
 )
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from ipaddress import IPv4Address
 from typing import Final
 
 from codius_netpolicy.probes import Result
-from codius_netpolicy.traffic import NO_TRAFFIC, Traffic
+from codius_netpolicy.traffic import NO_TRAFFIC
 from codius_node import lifecycle, podspec, pricing
 from codius_node.addresses import AddressPool
 from codius_node.config import Settings
+from codius_node.denials import Denials
 from codius_node.doors import ContainerEngine, HostStats, Network, Rail, RoutePublisher
 from codius_node.errors import (
     CodiusError,
     ForbiddenError,
     HostFullError,
-    NetworkError,
     NotFoundError,
     StoreError,
 )
@@ -50,7 +50,10 @@ from codius_node.model import (
     Target,
     Upload,
 )
+from codius_node.prices import PriceList
+from codius_node.room import find_shortage
 from codius_node.store import EntryKind, LedgerEntry, PodChangedError, Store
+from codius_node.takedown import MAX_NOTICES, Denial, Enforcement, Stop, Terms, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -58,16 +61,14 @@ STARTS_AT_ONCE: Final = 4
 """Pods being started at the same moment; more only makes each of them slower, podman locks inside."""
 UPLOADS_AT_ONCE: Final = 64
 """Uploads under way, waiting ones included; beyond it a client is asked to come back."""
-MIN_FREE_DISK: Final = 512 * 1024 * 1024
-"""Bytes that must be free before a pod is accepted: room for its image's layers, logs and the database."""
 SETTLE_SECONDS: Final = 0.3
 """How long a pod without an answering port is watched before its containers are called started."""
 PORT_POLL_SECONDS: Final = 0.002
 """Between two looks at a starting pod's port: a refused connection costs 0.1 ms."""
 DRAIN_SECONDS: Final = 1.0
 """What requests under way get to finish when their pod's time is up."""
-COST_SETTING: Final = "cost_per_month"
-
+TAKEDOWNS_AT_ONCE: Final = 4
+"""Denied pods being taken down at the same moment; their routes are gone before the first of them is."""
 
 Progress = Callable[[str], None]
 
@@ -102,10 +103,11 @@ class Engine:
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._in_flight: set[ManifestHash] = set()
         self._half_undone: set[ManifestHash] = set()  # since their last upload
-        self._banked: Mapping[ManifestHash, Traffic] = {}
         self._addresses = AddressPool(settings.pod_network)
         self._allocation = asyncio.Lock()  # from choosing an address to its row in the store
-        self._cost_per_month = settings.cost_per_month
+        self._takedowns = asyncio.Semaphore(TAKEDOWNS_AT_ONCE)
+        self.denials = Denials(store)
+        self.prices = PriceList(store=store, own=settings.cost_per_month, clock=clock)
         self.changed = asyncio.Event()
 
     # ---- what callers ask -----------------------------------------------------------------------
@@ -117,33 +119,29 @@ class Engine:
 
     @property
     def cost_per_month(self) -> Decimal:
-        """As set at run time, or else by the operator's settings."""
-        return self._cost_per_month
+        """What clients are told: as set at run time, or else by the operator's settings."""
+        return self.prices.told
 
-    async def load_cost_per_month(self) -> None:
-        """Take up the price an administrator set in an earlier run."""
-        saved = await self._store.get_setting(COST_SETTING)
-        if isinstance(saved, str):
-            self._cost_per_month = Decimal(saved)
-
-    async def set_cost_per_month(self, cost: Decimal) -> None:
-        """For new quotes, from now on and across restarts."""
-        await self._store.set_setting(COST_SETTING, str(cost), now=self._clock())
-        self._cost_per_month = cost
-        logger.info("price set to %s per month", cost)
+    async def load(self) -> None:
+        """Take up what the operator decided in earlier runs: the price, the denylist, and who was stopped."""
+        await self.prices.load()
+        await self.denials.load()
+        for stop in await self._store.open_stops(MAX_NOTICES):
+            self._routes.stop(stop.hash, stop.terms.notice)
 
     def url(self, hash: ManifestHash) -> str:
         """Where visitors find the pod."""
         return self._settings.public_uri.pod_url(hash)
 
     async def quote(self, upload: Upload, duration: int) -> Quote:
-        """The price of running this manifest for `duration` seconds."""
-        return self._quote(upload.manifest.hash, duration)
+        """The price of running this manifest for `duration` seconds, as it is told now. DeniedError."""
+        self.denials.check(upload.manifest)
+        return self._price(upload.manifest.hash, duration, self.prices.told)
 
     async def get(self, hash: ManifestHash) -> Pod:
         """The running pod of this manifest; NotFoundError when there is none, or its time is over."""
-        pod = await self._store.find_pod(hash)
-        if pod is None or pod.state is not PodState.RUNNING or pod.expires_at <= self._clock():
+        pod = await self._find_running(hash)
+        if pod is None:
             raise NotFoundError(
                 f"no pod found with this id. id={hash}",
                 hint="It was never uploaded here, or its paid time is over: upload its manifest again.",
@@ -163,33 +161,6 @@ class Engine:
                 hint="Logs are shown for manifests with `debug: true`; it is part of the hash.",
             )
         return self._containers.logs(hash, follow=follow)
-
-    async def traffic(self) -> Mapping[ManifestHash, Traffic]:
-        """Of every pod: the kernel's counters, and where it has none (or cannot be asked) the kept ones."""
-        pods = await self._store.pods()
-        kept = await self._store.traffic(pod.hash for pod in pods)
-        try:
-            live = await self._network.traffic()
-        except NetworkError as error:
-            logger.warning("the pods' traffic is told as it was last kept: %s", error)
-            live = {}
-        return {pod.hash: live.get(pod.address, kept.get(pod.hash, NO_TRAFFIC)) for pod in pods}
-
-    async def bank_traffic(self) -> None:
-        """Keep the counters that have changed since the last time, so that a crash loses little of them."""
-        # Of pods that were there before the kernel was asked and still are: nobody else had their address
-        # meanwhile. Pending ones are left out: a stranger's failed uploads must not fill the store.
-        before = {_life(pod) for pod in await self._store.pods(PodState.RUNNING)}
-        live = await self._network.traffic()
-        read = {
-            pod.hash: live[pod.address]
-            for pod in await self._store.pods()
-            if pod.address in live and _life(pod) in before
-        }
-        changed = {hash: t for hash, t in read.items() if t != self._banked.get(hash, NO_TRAFFIC)}
-        if changed:
-            await self._store.save_traffic(changed, now=self._clock())
-        self._banked = read
 
     async def probe(self, hash: ManifestHash) -> Sequence[Result]:
         """What the pod finds when it tries, without doing harm, what the policy allows and what it denies."""
@@ -222,6 +193,7 @@ class Engine:
         """
         hash = upload.manifest.hash
         async with self._lock(hash):
+            self.denials.check(upload.manifest)
             pod = await self._store.find_pod(hash)
             if pod is not None and pod.state is PodState.RUNNING and pod.expires_at > self._clock():
                 return await self._extend(pod, duration, token)
@@ -254,6 +226,7 @@ class Engine:
                 await self._store.add_pod(pod, upload.private)
             undo.push_async_callback(self._undo_row, hash)
             await self._start(pod, undo, progress)
+            self.denials.check(pod.manifest)  # the list may have grown meanwhile
             receipt = await self._rail.claim(quote, token)
             started = self._clock()
             pod = await self._store.start_pod(
@@ -261,9 +234,12 @@ class Engine:
                 expires_at=started + timedelta(seconds=quote.duration),
                 entry=_entry(hash, EntryKind.UPLOAD, quote.duration, receipt, started),
             )
-            undo.pop_all()  # from here on the pod is paid for: nothing takes it back but time
-        self._publish(pod)
+            undo.pop_all()  # from here on the pod is paid for: only time or its operator takes it back
         self.changed.set()
+        if (denial := self.denials.find_takedown(pod.manifest)) is not None:
+            await self._stop(pod, denial.terms)  # it came on the list while the payment was claimed
+            raise refuse(denial)
+        self._publish(pod)
         logger.info("pod %s: running until %s", hash, pod.expires_at.isoformat())
         return pod
 
@@ -346,6 +322,7 @@ class Engine:
             return await self._extend(await self.get(hash), duration, token)
 
     async def _extend(self, pod: Pod, duration: int, token: str | None) -> Pod:
+        self.denials.check(pod.manifest)
         quote = self._quote(pod.hash, duration)
         await self._rail.authorize(quote, token)
         receipt = await self._rail.claim(quote, token)
@@ -375,6 +352,10 @@ class Engine:
                 case lifecycle.Expire() | lifecycle.Discard() | lifecycle.Finish():
                     if expired:  # and not extended between the plan and this moment
                         await self._take_down(pod)
+                case lifecycle.TakeDown():
+                    denial = self.denials.find_takedown(pod.manifest)
+                    if denial is not None and not expired:
+                        await self._stop(pod, denial.terms)
                 case lifecycle.Adopt():
                     self._publish(pod)
                 case lifecycle.Rewire():
@@ -384,7 +365,7 @@ class Engine:
                 case lifecycle.Restart():
                     await self._restart(pod)
 
-    async def give_back(self, step: lifecycle.Restart) -> None:
+    async def give_back(self, step: lifecycle.Restart | lifecycle.TakeDown) -> None:
         """The time a pod stood still, as its plan counted it; NotFoundError and the like are no harm."""
         with suppress(NotFoundError, PodChangedError):
             await self._give_back(step.pod, step.expires_at - step.pod.expires_at)
@@ -432,6 +413,80 @@ class Engine:
         self._half_undone.discard(pod.hash)
         logger.info("pod %s: gone", pod.hash)
 
+    # ---- what the operator takes down -----------------------------------------------------------
+
+    async def stop(self, hash: ManifestHash, terms: Terms) -> Stop:
+        """Take a running pod down, route first. Of one that is stopped already, change the terms.
+
+        What cannot be removed at once (podman is away) goes when it can: nobody reaches it meanwhile.
+        """
+        if hash in self._in_flight:  # its start may take minutes, and nobody has paid for it
+            raise PodChangedError(
+                f"pod {hash} is only being started",
+                hint="Wait until it runs, or `codiusd admin deny add manifest` its hash.",
+            )
+        async with self._lock(hash):
+            pod = await self._find_running(hash)
+            if pod is not None:
+                return await self._stop(pod, terms)
+            stop = await self._store.amend_stop(hash, terms)
+            if stop is None:
+                raise NotFoundError(
+                    f"no pod of this hash runs here. id={hash}",
+                    hint="`codiusd admin pods` lists those that do.",
+                )
+            self._routes.stop(hash, terms.notice)
+        logger.info("pod %s: stopped before; the terms are changed (%s)", hash, terms.reason)
+        return stop
+
+    async def deny(self, denial: Denial) -> Enforcement:
+        """Keep it off this host from now on, and take down what runs of it."""
+        await self.denials.put(denial)
+        # An upload that is under way looks at the list again before it is paid for, and before it is served.
+        now = self._clock()
+        running = [pod for pod in await self._store.pods(PodState.RUNNING) if pod.expires_at > now]
+        denied = self.denials.find_denied(running)
+        for pod, reason in denied:
+            self._routes.stop(pod.hash, reason.terms.notice)
+        hashes = [pod.hash for pod, _ in denied]
+        outcomes = await asyncio.gather(*map(self._enforce, hashes), return_exceptions=True)
+        for hash, error in zip(hashes, outcomes, strict=True):
+            if isinstance(error, BaseException):  # the reconciler tries again, and no route comes back
+                logger.warning("pod %s: denied, and not taken down yet: %s", hash, error)
+        found = list(zip(hashes, outcomes, strict=True))
+        return Enforcement(
+            stopped=[hash for hash, gone in found if gone is True],
+            waiting=[hash for hash, gone in found if isinstance(gone, BaseException)],
+        )
+
+    async def _enforce(self, hash: ManifestHash) -> bool:
+        """Take a denied pod down; False when there is nothing to take down any more."""
+        async with self._takedowns, self._lock(hash):
+            pod = await self._find_running(hash)
+            denial = None if pod is None else self.denials.find_takedown(pod.manifest)
+            if pod is None or denial is None:
+                return False
+            await self._stop(pod, denial.terms)
+            return True
+
+    async def _stop(self, pod: Pod, terms: Terms) -> Stop:
+        self._routes.stop(pod.hash, terms.notice)
+        try:
+            stop = await self._store.stop_pod(pod.hash, terms, self._clock())
+        except CodiusError:
+            self._publish(pod)  # nothing was written: it runs on, unless it is denied
+            raise
+        logger.info(
+            "pod %s: stopped by the operator with %d s left (%s)", pod.hash, stop.seconds, terms.reason
+        )
+        try:
+            await self._take_down(replace(pod, state=PodState.STOPPING))
+        except CodiusError as error:
+            logger.warning("pod %s: cannot be removed yet: %s", pod.hash, error)
+        return stop
+
+    # ---- routes over restarts -------------------------------------------------------------------
+
     def publish_wired(self, pods: Sequence[Pod], wired: Collection[IPv4Address]) -> None:
         """Routes of pods, the newest last, whose link outlived the daemon."""
         # A front door that has not heard of us yet still sends visitors to any of these addresses, also to
@@ -457,24 +512,32 @@ class Engine:
 
     # ---- the small parts ------------------------------------------------------------------------
 
+    async def _find_running(self, hash: ManifestHash) -> Pod | None:
+        pod = await self._store.find_pod(hash)
+        if pod is None or pod.state is not PodState.RUNNING or pod.expires_at <= self._clock():
+            return None
+        return pod
+
     def _quote(self, hash: ManifestHash, duration: int) -> Quote:
-        price = pricing.price(duration, cost_per_month=self._cost_per_month, scale=self._rail.currency.scale)
-        return Quote(hash, duration, price)
+        """What is to be paid: never more than any quote said of late."""
+        return self._price(hash, duration, self.prices.charged)
+
+    def _price(self, hash: ManifestHash, duration: int, cost_per_month: Decimal) -> Quote:
+        scale = self._rail.currency.scale
+        return Quote(hash, duration, pricing.price(duration, cost_per_month=cost_per_month, scale=scale))
 
     def _find_shortage(self) -> str | None:
         """Why another pod would not fit; None when it would."""
         available, total = self._host.memory()
         pod = podspec.LIMITS[Machine.SMALL].memory
-        used = total - available + len(self._in_flight) * pod
-        limit = self._settings.max_memory_fraction * total
-        if used + pod > limit:
-            return (
-                f"memory: {used / 2**20:.0f} MiB in use and {pod / 2**20:.0f} MiB for the pod are more than"
-                f" the {limit / 2**20:.0f} MiB this host gives"
-            )
-        if (free := self._host.free_disk()) < MIN_FREE_DISK:
-            return f"disk: {free / 2**20:.0f} MiB free, {MIN_FREE_DISK / 2**20:.0f} MiB needed"
-        return None
+        return find_shortage(
+            available=available,
+            total=total,
+            fraction=self._settings.max_memory_fraction,
+            coming=len(self._in_flight) * pod,
+            pod=pod,
+            free_disk=self._host.free_disk(),
+        )
 
     def _check_room(self) -> None:
         if len(self._in_flight) >= UPLOADS_AT_ONCE:
@@ -488,8 +551,12 @@ class Engine:
 
     def _publish(self, pod: Pod) -> None:
         target = self._target_of(pod)
-        if target is not None:
+        if (denial := self.denials.find_takedown(pod.manifest)) is not None:
+            self._routes.stop(pod.hash, denial.terms.notice)  # whoever would bring it back
+        elif target is not None:
             self._routes.publish(pod.hash, target)
+        else:
+            self._routes.readmit(pod.hash)
 
     @asynccontextmanager
     async def _lock(self, hash: ManifestHash) -> AsyncIterator[None]:
@@ -520,11 +587,6 @@ async def _answers(target: Target, seconds: float) -> bool:
         return False
     writer.close()
     return True
-
-
-def _life(pod: Pod) -> tuple[ManifestHash, IPv4Address, datetime]:
-    """What tells one life of a manifest on this host from the next."""
-    return pod.hash, pod.address, pod.created_at
 
 
 def _target_of(pod: Pod) -> Target | None:

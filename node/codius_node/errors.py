@@ -42,6 +42,12 @@ class ForbiddenError(CodiusError):
     status = 403
 
 
+class DeniedError(CodiusError):
+    """The operator has put the manifest, or an image of it, on the denylist."""
+
+    status = 403
+
+
 class NotFoundError(CodiusError):
     """There is no such pod, or no such path."""
 

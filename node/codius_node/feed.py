@@ -13,7 +13,7 @@ from typing import Final
 
 from codius_dns.nodes import parse_texts
 from codius_dns.texts import Texts, render_texts
-from codius_node.model import ManifestHash, Target
+from codius_node.model import ManifestHash, Notice, Target
 from codius_proxy import routes
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ class Feed:
 
     def __init__(self) -> None:
         self._routes: dict[str, routes.Target] = {}
-        self._publisher = Publisher(lambda: routes.render_snapshot(self._routes))
+        self._stopped: dict[str, routes.Notice] = {}
+        self._publisher = Publisher(lambda: routes.render_snapshot(self._routes, self._stopped))
 
     @property
     def routes(self) -> dict[str, routes.Target]:
@@ -88,6 +89,7 @@ class Feed:
     def publish(self, hash: ManifestHash, target: Target) -> None:
         """Send visitors of the pod to the target, from now on; saying it twice changes nothing."""
         route = routes.Target(target.address, target.port)
+        self._stopped.pop(hash, None)
         if self._routes.get(hash) != route:
             self._routes[hash] = route
             self._publisher.tell(routes.render_add(hash, route))
@@ -98,6 +100,20 @@ class Feed:
         if self._routes.pop(hash, None) is not None:
             self._publisher.tell(routes.render_remove(hash))
             logger.info("pod %s: route withdrawn", hash)
+
+    def stop(self, hash: ManifestHash, notice: Notice) -> None:
+        """Send no visitor there any more, and tell those who come that the operator took it down."""
+        told = routes.Notice(notice.legal, notice.reason)
+        withdrawn = self._routes.pop(hash, None) is not None
+        if withdrawn or self._stopped.get(hash) != told:
+            routes.keep_notice(self._stopped, hash, told)
+            self._publisher.tell(routes.render_stop(hash, told))
+            logger.info("pod %s: visitors are told that it was stopped", hash)
+
+    def readmit(self, hash: ManifestHash) -> None:
+        """Tell nobody any more that it was stopped."""
+        if self._stopped.pop(hash, None) is not None:
+            self._publisher.tell(routes.render_remove(hash))
 
 
 class TextFeed:

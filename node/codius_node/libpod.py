@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from codius_node.model import ContainerSpec, FoundPod, FoundState, Isolation, Json, ManifestHash, PodSpec
+from codius_node.model import (
+    Consumption,
+    ContainerSpec,
+    FoundPod,
+    FoundState,
+    Isolation,
+    Json,
+    ManifestHash,
+    PodSpec,
+)
 from codius_node.rlimits import RLimit
 
 OWNER_LABEL: Final = "codius.owner"
@@ -323,6 +332,19 @@ def classify_runtime(name: str) -> Isolation:
     return {"runsc": Isolation.GVISOR, "krun": Isolation.VM}.get(name, Isolation.CONTAINER)
 
 
+def parse_stats(body: bytes) -> Consumption | None:
+    """The one container's in the answer of `containers/stats`; None when podman cannot count it.
+
+    ValueError for nonsense. A program that runs has memory: 0 is what a runtime without cgroups leaves.
+    """
+    document = _object(json.loads(body))
+    stats = _objects(document.get("Stats") or [])
+    if document.get("Error") is not None or len(stats) != 1:
+        return None
+    memory, cpu = _count(stats[0], "MemUsage"), _count(stats[0], "CPUNano")
+    return Consumption(memory, cpu) if memory else None
+
+
 def parse_digest(body: bytes) -> str:
     """The image's digest in the answer of `images/X/json`. ValueError for nonsense."""
     return _text(_object(json.loads(body)), "Digest")
@@ -398,6 +420,13 @@ def _text(document: Mapping[str, Json], key: str) -> str:
     value = document.get(key)
     if not isinstance(value, str):
         raise ValueError(f"expected a string at {key}")
+    return value
+
+
+def _count(document: Mapping[str, Json], key: str) -> int:
+    value = document.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"expected a count at {key}")
     return value
 
 

@@ -95,9 +95,24 @@ class Restart:
         return self.pod.hash
 
 
-Step = RemoveOrphan | Discard | Finish | Expire | Adopt | Rewire | Restart
+@dataclass(frozen=True, slots=True)
+class TakeDown:
+    """It is denied and still here, as after a crash: it goes, with time left until `expires_at`."""
 
-ORDER: Final[tuple[type[Step], ...]] = (Expire, Finish, Discard, RemoveOrphan, Adopt, Rewire, Restart)
+    pod: Pod
+    expires_at: datetime
+
+    @property
+    def hash(self) -> ManifestHash:
+        return self.pod.hash
+
+
+Step = TakeDown | RemoveOrphan | Discard | Finish | Expire | Adopt | Rewire | Restart
+
+ORDER: Final[tuple[type[Step], ...]] = (
+    *(TakeDown, Expire, Finish, Discard, RemoveOrphan),
+    *(Adopt, Rewire, Restart),
+)
 """What goes makes room first; then the cheap steps that bring visitors back; what must start comes last."""
 
 
@@ -109,20 +124,21 @@ def plan(
     last_alive: datetime | None,
     linked: Collection[IPv4Address],
     in_flight: Collection[ManifestHash],
+    denied: Collection[ManifestHash] = (),
 ) -> list[Step]:
     """What to do so that what is found becomes what is wanted; empty or all Adopt when it already is.
 
     `last_alive` is the last moment at which the node knows it was up: the time since then is given back
     to the pods that stood still. `linked` holds the addresses that have their network. Pods `in_flight`
-    are in somebody's hands and left alone.
+    are in somebody's hands and left alone. Pods that are `denied` are never brought back.
     """
     rows = {pod.hash: pod for pod in wanted}
     states = {pod.hash: pod.state for pod in found}
-    steps: list[Step] = [
-        _step(pod, states.get(pod.hash), now=now, last_alive=last_alive, linked=linked)
-        for pod in rows.values()
-        if pod.hash not in in_flight
-    ]
+    steps: list[Step] = []
+    for pod in rows.values():
+        if pod.hash not in in_flight:
+            step = _step(pod, states.get(pod.hash), now=now, last_alive=last_alive, linked=linked)
+            steps.append(_deny(step) if pod.hash in denied else step)
     steps += [RemoveOrphan(name) for name in states if name not in rows and name not in in_flight]
     return sorted(steps, key=_position)
 
@@ -162,6 +178,17 @@ def _step(
     if pod.expires_at <= now - outage:
         return Expire(pod)
     return Restart(pod, pod.expires_at + outage)
+
+
+def _deny(step: Step) -> Step:
+    """What becomes of a pod's step when the pod is denied; what goes anyway goes as it would."""
+    match step:
+        case Adopt() | Rewire():
+            return TakeDown(step.pod, step.pod.expires_at)
+        case Restart():
+            return TakeDown(step.pod, step.expires_at)
+        case _:
+            return step
 
 
 def _position(step: Step) -> tuple[int, float, str]:

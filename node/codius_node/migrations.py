@@ -118,7 +118,43 @@ _TRAFFIC: Final = Migration(
     ),
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_BEGINNING, _TRAFFIC)
+# No reference to manifests: a stop outlives its pod, and what is denied may never have been here.
+_TAKEDOWNS: Final = Migration(
+    version=3,
+    purpose="stops and the denylist",
+    statements=(
+        """
+        CREATE TABLE stops (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            manifest_hash TEXT NOT NULL CHECK (length(manifest_hash) = 52),
+            seconds INTEGER NOT NULL CHECK (seconds >= 0),
+            reason TEXT NOT NULL CHECK (length(reason) > 0),
+            public INTEGER NOT NULL CHECK (public IN (0, 1)),
+            legal INTEGER NOT NULL CHECK (legal IN (0, 1)),
+            credit INTEGER NOT NULL CHECK (credit IN (0, 1)),
+            created_at INTEGER NOT NULL CHECK (created_at >= 0),
+            ended_at INTEGER CHECK (ended_at >= 0)
+        ) STRICT
+        """,
+        "CREATE INDEX stops_by_manifest ON stops (manifest_hash, id)",
+        "CREATE INDEX open_stops ON stops (id) WHERE ended_at IS NULL",
+        """
+        CREATE TABLE denials (
+            kind TEXT NOT NULL CHECK (kind IN ('manifest', 'image', 'registry')),
+            value TEXT NOT NULL CHECK (length(value) > 0),
+            reason TEXT NOT NULL CHECK (length(reason) > 0),
+            public INTEGER NOT NULL CHECK (public IN (0, 1)),
+            legal INTEGER NOT NULL CHECK (legal IN (0, 1)),
+            credit INTEGER NOT NULL CHECK (credit IN (0, 1)),
+            takedown INTEGER NOT NULL CHECK (takedown IN (0, 1)),
+            created_at INTEGER NOT NULL CHECK (created_at >= 0),
+            PRIMARY KEY (kind, value)
+        ) STRICT
+        """,
+    ),
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_BEGINNING, _TRAFFIC, _TAKEDOWNS)
 
 
 def find_pending(version: int) -> Sequence[Migration]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from ipaddress import IPv4Address
 from typing import Final, NewType
@@ -148,6 +149,14 @@ class FoundPod:
 
 
 @dataclass(frozen=True, slots=True)
+class Consumption:
+    """What a running pod takes of the machine: bytes of memory now, nanoseconds of CPU since it started."""
+
+    memory: int
+    cpu: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """One line a container wrote; `text` without its newline."""
 
@@ -181,6 +190,14 @@ class Target:
     port: int
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What visitors of a pod that was taken down are told; `reason` is empty where it is kept private."""
+
+    legal: bool
+    reason: str
+
+
 class Isolation(StrEnum):
     """What stands between a pod and the host: the class of the OCI runtime that runs it."""
 
@@ -209,6 +226,10 @@ class Currency:
 
     code: str
     scale: int
+
+    def units(self, amount: int) -> Decimal:
+        """Base units as units of the asset, exactly."""
+        return Decimal(f"{amount}E-{self.scale}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,16 @@ from ipaddress import IPv4Address
 from codius_netpolicy.policy import Egress, Policy
 from codius_netpolicy.probes import Result
 from codius_netpolicy.traffic import Reason, Traffic
-from codius_node.model import FoundPod, FoundState, Isolation, LogLine, ManifestHash, PodSpec, PullProgress
+from codius_node.model import (
+    Consumption,
+    FoundPod,
+    FoundState,
+    Isolation,
+    LogLine,
+    ManifestHash,
+    PodSpec,
+    PullProgress,
+)
 
 
 class NoopEngine:
@@ -60,6 +69,10 @@ class NoopEngine:
     async def isolation(self) -> Isolation:
         """There is nothing to keep apart."""
         return Isolation.NONE
+
+    async def consumption(self, hash: ManifestHash) -> Consumption | None:
+        """Nothing runs, so nothing is counted."""
+        return None
 
     async def logs(self, hash: ManifestHash, *, follow: bool) -> AsyncIterator[LogLine]:
         """Containers that do not run write nothing, and who follows them waits."""

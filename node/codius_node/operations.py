@@ -10,6 +10,7 @@ from codius_node import parameters, replies, schema
 from codius_node.errors import (
     BodyTooLargeError,
     CodiusError,
+    DeniedError,
     ForbiddenError,
     HostFullError,
     ImageError,
@@ -104,6 +105,7 @@ QUOTE: Final = Operation(
     {JSON_TYPE: replies.Price},
     query=(parameters.DURATION,),
     body=schema.UPLOAD,
+    own_refusals=(DeniedError,),
 )
 UPLOAD: Final = Operation(
     "upload",
@@ -117,7 +119,7 @@ UPLOAD: Final = Operation(
     query=(parameters.DURATION, parameters.PROGRESS),
     body=schema.UPLOAD,
     paid=True,
-    own_refusals=(ImageError, PodStartError, HostFullError, StoreError),
+    own_refusals=(DeniedError, ImageError, PodStartError, HostFullError, StoreError),
 )
 EXTEND: Final = Operation(
     "extend",
@@ -127,7 +129,7 @@ EXTEND: Final = Operation(
     {JSON_TYPE: replies.RunningPod},
     query=(parameters.MANIFEST_HASH, parameters.DURATION),
     paid=True,
-    own_refusals=(StoreError,),
+    own_refusals=(DeniedError, StoreError),
 )
 SHOW_POD: Final = Operation(
     "showPod",

@@ -17,6 +17,12 @@ MAX_DURATION: Final = 10 * 365 * 24 * 3600
 """Seconds (ten years): more than any host can promise, and far from the end of datetime."""
 MAX_PEERS: Final = 1000
 """Peers in one answer, and the default."""
+USAGE_PAGE: Final = 50
+"""Manifests, or entries of a ledger, in one answer to the operator."""
+MAX_PAGE: Final = 1000
+"""The most of them: about a megabyte."""
+NEWEST: Final = 10**12 - 1
+"""Larger than any ledger's last entry."""
 TRUE: Final = "true"
 FALSE: Final = "false"
 
@@ -120,6 +126,10 @@ DURATION: Final = WholeNumber(
 )
 PROGRESS: Final = Flag("progress", "`true`: tell what is being done, a line of JSON each.")
 LIMIT: Final = WholeNumber("limit", "Hosts to tell of.", "whole number", 1, MAX_PEERS, MAX_PEERS)
+USAGE_LIMIT: Final = WholeNumber("limit", "Entries of one page.", "whole number", 1, MAX_PAGE, USAGE_PAGE)
+BEFORE: Final = WholeNumber(
+    "before", "Where a page begins: the `next` of the one before.", "whole number", 1, NEWEST, NEWEST
+)
 FOLLOW: Final = Wish("follow", "`true`: go on with what is written from now on.")
 REQUEST_PEERS: Final = Wish("requestPeers", "`true`: tell the known hosts, too.")
 MANIFEST_HASH: Final = Hash("manifestHash", "The pod's manifest.")

@@ -21,7 +21,16 @@ from yarl import URL
 
 from codius_node import libpod
 from codius_node.errors import EngineError, ImageError, PodStartError
-from codius_node.model import FoundPod, Isolation, Json, LogLine, ManifestHash, PodSpec, PullProgress
+from codius_node.model import (
+    Consumption,
+    FoundPod,
+    Isolation,
+    Json,
+    LogLine,
+    ManifestHash,
+    PodSpec,
+    PullProgress,
+)
 from codius_node.rlimits import read_rlimits
 
 logger = logging.getLogger(__name__)
@@ -424,6 +433,21 @@ class Podman:
     async def find_pods(self) -> list[FoundPod]:
         """Every pod of this owner, in one request."""
         return [pod.found for pod in await self._list()]
+
+    async def consumption(self, hash: ManifestHash) -> Consumption | None:
+        """Of the pod's running containers together; None where podman cannot count all of them."""
+        pods = await self._list(hash)
+        running = [member.id for pod in pods for member in pod.members if member.status == "running"]
+        counted = await asyncio.gather(*map(self._count, running))
+        known = [each for each in counted if each is not None]
+        if not known or len(known) < len(counted):
+            return None
+        return Consumption(sum(each.memory for each in known), sum(each.cpu for each in known))
+
+    async def _count(self, id: str) -> Consumption | None:
+        answer = await self._ask("GET", "/containers/stats", {"containers": id, "stream": "false"})
+        # one that has just exited is an error, and so is a machine without the control groups for it
+        return _parse(libpod.parse_stats, answer) if answer.status == HTTPStatus.OK else None
 
     # ---- logs -----------------------------------------------------------------------------------
 

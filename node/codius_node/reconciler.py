@@ -88,10 +88,11 @@ class Reconciler:
             last_alive=await self._last_alive(),
             linked=linked,
             in_flight=in_flight | self._engine.in_flight | self._under_way.keys(),
+            denied={pod.hash for pod, _ in self._engine.denials.find_denied(wanted)},
         )
         # Given back before the sign of life is written: what it is counted from must not be lost between.
         for step in steps:
-            if isinstance(step, lifecycle.Restart):
+            if isinstance(step, lifecycle.Restart | lifecycle.TakeDown):
                 await self._engine.give_back(step)
         await self._store.set_setting(LAST_ALIVE_SETTING, now.isoformat(), now=now)
         for step in steps:

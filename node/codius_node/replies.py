@@ -123,12 +123,17 @@ def render_time(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def render_number(value: Decimal) -> int | float:
+    """As JSON has numbers: whole ones without a point."""
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
 def _render_value(value: object) -> Json:
     match value:
         case datetime():
             return render_time(value)
         case Decimal():
-            return int(value) if value == value.to_integral_value() else float(value)
+            return render_number(value)
         case tuple():
             return list(value)
         case Mapping():

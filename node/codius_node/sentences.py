@@ -34,7 +34,7 @@ def describe(report: PolicyReport) -> list[str]:
         _describe_addresses(report.pools),
         "These rules are those of the settings."
         if report.origin is Origin.SETTINGS
-        else "These rules were set at run time; `codiusd policy reset` goes back to those of the settings.",
+        else "These rules were set at run time; `codiusd admin policy reset` goes back to the settings'.",
         _describe_refusals(report),
         *_describe_repairs(report.repairs),
     ]

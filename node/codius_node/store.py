@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from typing import Final, cast
 
 from codius_netpolicy.traffic import Reason, Traffic, Volume
 from codius_node import database
+from codius_node.books import LAST_ID, Books
 from codius_node.cipher import Cipher, create_key, find_key
 from codius_node.database import Connection, Row, damaged, query, reported
 from codius_node.errors import CodiusError, NotFoundError, RequestError, StoreError
 from codius_node.lifecycle import TRANSITIONS
 from codius_node.model import Currency, Json, Manifest, ManifestHash, Pod, PodState, PrivateVariable
+from codius_node.session import SECOND, reading, to_micros, to_moment, transaction
+from codius_node.takedown import Stop, Terms
+from codius_node.usage import TAKEDOWN_RAIL
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +38,8 @@ LEDGER_PAGE: Final = 100
 LATEST: Final = 253_402_300_799_999_999
 """Microseconds: the end of the year 9999, the last time a datetime can hold."""
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
-_SECOND: Final = 1_000_000
-
 REASONS: Final[Mapping[str, Reason]] = {reason.value: reason for reason in Reason}
 """By name. A reason that another version of codiusd counted stays in its row, unread."""
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 
 class PodChangedError(StoreError):
@@ -88,47 +84,7 @@ class LedgerEntry:
     id: int | None = None
 
 
-def _transaction(
-    method: Callable[Concatenate[Store, _P], Awaitable[_T]],
-) -> Callable[Concatenate[Store, _P], Coroutine[Any, Any, _T]]:
-    """All of the method's statements or none of them, and no other coroutine's in between."""
-
-    async def whole(self: Store, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        async with self._lock:
-            with reported(self._path):
-                try:
-                    # IMMEDIATE: the write lock comes first, so that no read before a write can go stale.
-                    await self._rows("BEGIN IMMEDIATE")
-                    result = await method(self, *args, **kwargs)
-                    await self._rows("COMMIT")
-                except BaseException:
-                    # Also for a caller who is cancelled, even twice: the rollback is in the connection's
-                    # queue before anybody else's statement. Does nothing after a COMMIT that was reached,
-                    # nor when SQLite has rolled back by itself, as on a full disk.
-                    if not self._closed:
-                        await self._connection.rollback()
-                    raise
-                return result
-
-    functools.update_wrapper(whole, method)
-    return whole
-
-
-def _reading(
-    method: Callable[Concatenate[Store, _P], Awaitable[_T]],
-) -> Callable[Concatenate[Store, _P], Coroutine[Any, Any, _T]]:
-    """Alone on the connection, so that nobody sees the middle of a transaction."""
-
-    async def alone(self: Store, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        async with self._lock:
-            with reported(self._path):
-                return await method(self, *args, **kwargs)
-
-    functools.update_wrapper(alone, method)
-    return alone
-
-
-class Store:
+class Store(Books):
     """The node's memory: what is wanted. One connection, one transaction at a time.
 
     Commits reach the disk before they return (`synchronous = FULL`): with less, a power cut takes back the
@@ -143,12 +99,9 @@ class Store:
         restore: Callable[[Mapping[str, Json]], Manifest],
         path: Path,
     ) -> None:
-        self._connection = connection
+        super().__init__(connection, path)
         self._cipher = cipher
         self._restore = restore
-        self._path = path
-        self._lock = asyncio.Lock()
-        self._closed = False
         self._manifests: dict[ManifestHash, Manifest] = {}
 
     @classmethod
@@ -169,15 +122,6 @@ class Store:
                 await connection.close()
                 raise
 
-    async def aclose(self) -> None:
-        """Waits for the transaction that is under way; whoever comes later gets a StoreError."""
-        async with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            with reported(self._path):
-                await self._connection.close()
-
     async def add_pod(self, pod: Pod, private: Mapping[str, PrivateVariable]) -> None:
         """Record the intent: a pending pod, its manifest and its private values."""
         if pod.state is not PodState.PENDING:
@@ -186,13 +130,13 @@ class Store:
         locked = await asyncio.to_thread(self._cipher.encrypt, pod.hash, private) if private else None
         await self._add_pod(pod, locked)
 
-    @_transaction
+    @transaction
     async def _add_pod(self, pod: Pod, locked: bytes | None) -> None:
         if await self._rows("SELECT 1 FROM pods WHERE hash = ?", pod.hash):
             raise PodChangedError(f"pod {pod.hash} is here already", hint="Extend it instead.")
         if await self._rows("SELECT 1 FROM pods WHERE address = ?", str(pod.address)):
             raise AddressTakenError(f"the address {pod.address} has a pod already", hint="Choose a free one.")
-        created_at = _micros(pod.created_at)
+        created_at = to_micros(pod.created_at)
         await self._rows(
             "INSERT INTO manifests (hash, document, private, created_at) VALUES (?, ?, ?, ?)",
             pod.hash,
@@ -205,24 +149,47 @@ class Store:
             pod.hash,
             pod.state,
             created_at,
-            _micros(pod.expires_at),
+            to_micros(pod.expires_at),
             str(pod.address),
         )
 
-    @_transaction
+    @transaction
     async def start_pod(self, hash: ManifestHash, *, expires_at: datetime, entry: LedgerEntry) -> Pod:
-        """Pending to running, and the claim of its payment: both or neither."""
+        """Pending to running, and the claim of its payment: both or neither.
+
+        Time that was credited to the manifest when it was taken down is given to it on top.
+        """
         await self._get_row(hash, PodState.PENDING)
         await self._add_entry(hash, entry)
-        return await self._update_pod(hash, PodState.RUNNING, _micros(expires_at))
+        until = to_micros(expires_at)
+        if held := await self._end_stops(hash, entry.created_at):
+            await self._add_entry(
+                hash,
+                replace(entry, kind=EntryKind.CREDIT, seconds=held, price=0, rail=TAKEDOWN_RAIL, token=None),
+            )
+            until = min(until + held * SECOND, LATEST)
+        return await self._update_pod(hash, PodState.RUNNING, until)
 
-    @_transaction
+    @transaction
+    async def stop_pod(self, hash: ManifestHash, terms: Terms, now: datetime) -> Stop:
+        """Running to stopping at the operator's word, with what is left of its time: both or neither.
+
+        Of two who stop a pod, one gets a PodChangedError.
+        """
+        row = await self._get_row(hash, PodState.RUNNING)
+        left = max(row["expires_at"] - to_micros(now), 0)
+        stop = Stop(hash, terms, -(-left // SECOND), now)  # begun seconds count for the client
+        await self._add_stop(stop)
+        await self._rows("UPDATE pods SET state = ? WHERE hash = ?", PodState.STOPPING, hash)
+        return stop
+
+    @transaction
     async def extend_pod(self, hash: ManifestHash, *, seconds: int, entry: LedgerEntry) -> Pod:
         """Seconds more for a running pod, counted from its old expiry, and the claim of their payment."""
         if seconds <= 0 or entry.seconds != seconds:
             raise ValueError("an extension is longer than nothing, and its entry says how long")
         row = await self._get_row(hash, PodState.RUNNING)
-        expires_at = row["expires_at"] + seconds * _SECOND
+        expires_at = row["expires_at"] + seconds * SECOND
         if expires_at > LATEST:
             raise RequestError(
                 f"pod {hash} would run past the year 9999", hint="Ask for a shorter extension."
@@ -230,7 +197,7 @@ class Store:
         await self._add_entry(hash, entry)
         return await self._update_pod(hash, PodState.RUNNING, expires_at)
 
-    @_transaction
+    @transaction
     async def move_expiry(
         self, hash: ManifestHash, expires_at: datetime, *, expected: datetime, entry: LedgerEntry
     ) -> Pod:
@@ -239,7 +206,7 @@ class Store:
         Done twice it is done once. A pod extended since it was `expected` is a PodChangedError: its new time
         would be lost, so plan again.
         """
-        before, after = _micros(expected), _micros(expires_at)
+        before, after = to_micros(expected), to_micros(expires_at)
         if after <= before or entry.kind is not EntryKind.CREDIT:
             raise ValueError("an outage is given back as a credit, and makes a pod's time longer")
         row = await self._get_row(hash, PodState.RUNNING)
@@ -252,7 +219,7 @@ class Store:
         await self._add_entry(hash, entry)
         return await self._update_pod(hash, PodState.RUNNING, after)
 
-    @_transaction
+    @transaction
     async def set_state(self, hash: ManifestHash, state: PodState, *, expected: PodState) -> None:
         """Compare and set: of two callers with the same expectation one gets a PodChangedError."""
         if state is PodState.RUNNING:
@@ -267,7 +234,7 @@ class Store:
         if await self._remove_pod(hash):
             await self._scrub()
 
-    @_transaction
+    @transaction
     async def _remove_pod(self, hash: ManifestHash) -> bool:
         """Whether there was something private in it."""
         await self._rows("DELETE FROM pods WHERE hash = ?", hash)
@@ -277,19 +244,19 @@ class Store:
         self._manifests.pop(hash, None)
         return any(row["locked"] for row in gone)
 
-    @_reading
+    @reading
     async def _scrub(self) -> None:
         # secure_delete has zeroed the row's pages; the log still has their older copies until it is cut.
         [done] = await self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
         if done["busy"]:
             logger.warning("another program reads %s: removed rows stay in its log for now", self._path)
 
-    @_reading
+    @reading
     async def find_pod(self, hash: ManifestHash) -> Pod | None:
         rows = await self._rows("SELECT * FROM pods WHERE hash = ?", hash)
         return await self._get_pod(rows[0]) if rows else None
 
-    @_reading
+    @reading
     async def pods(self, *states: PodState) -> list[Pod]:
         """Those in one of these states, or all of them; the oldest first."""
         rows = await self._rows("SELECT * FROM pods ORDER BY created_at, hash")
@@ -299,36 +266,43 @@ class Store:
         locked = await self._get_locked(hash)
         return {} if locked is None else await asyncio.to_thread(self._cipher.decrypt, hash, locked)
 
-    @_reading
+    @reading
     async def _get_locked(self, hash: ManifestHash) -> bytes | None:
         rows = await self._rows("SELECT private FROM manifests WHERE hash = ?", hash)
         if not rows:
             raise _missing(hash)
         return cast("bytes | None", rows[0]["private"])
 
-    @_reading
+    @reading
     async def addresses(self) -> set[IPv4Address]:
         """Those in use, whatever the state of their pods."""
         return {IPv4Address(row["address"]) for row in await self._rows("SELECT address FROM pods")}
 
-    @_reading
-    async def ledger(self, hash: ManifestHash | None = None, limit: int = LEDGER_PAGE) -> list[LedgerEntry]:
-        """The newest entries, newest first: of one manifest, or of all."""
+    @reading
+    async def ledger(
+        self, hash: ManifestHash | None = None, limit: int = LEDGER_PAGE, before: int = LAST_ID
+    ) -> list[LedgerEntry]:
+        """The newest entries below the id `before`, newest first: of one manifest, or of all."""
         if hash is None:
-            rows = await self._rows("SELECT * FROM ledger ORDER BY id DESC LIMIT ?", max(0, limit))
+            rows = await self._rows(
+                "SELECT * FROM ledger WHERE id < ? ORDER BY id DESC LIMIT ?", before, max(0, limit)
+            )
         else:
             rows = await self._rows(
-                "SELECT * FROM ledger WHERE manifest_hash = ? ORDER BY id DESC LIMIT ?", hash, max(0, limit)
+                "SELECT * FROM ledger WHERE manifest_hash = ? AND id < ? ORDER BY id DESC LIMIT ?",
+                hash,
+                before,
+                max(0, limit),
             )
         return [_parse_entry(row) for row in rows]
 
-    @_reading
+    @reading
     async def find_entry(self, token: str) -> LedgerEntry | None:
         """What this token has paid for."""
         rows = await self._rows("SELECT * FROM ledger WHERE token = ?", token)
         return _parse_entry(rows[0]) if rows else None
 
-    @_transaction
+    @transaction
     async def save_traffic(self, traffic: Mapping[ManifestHash, Traffic], now: datetime) -> None:
         """Counters as they stand, never lower than they were; saved twice they are saved once."""
         volumes = [
@@ -347,7 +321,7 @@ class Store:
             " received_bytes = max(received_bytes, excluded.received_bytes),"
             " received_packets = max(received_packets, excluded.received_packets),"
             " changed_at = excluded.changed_at",
-            _micros(now),
+            to_micros(now),
             json.dumps(volumes),
         )
         await self._rows(
@@ -357,7 +331,7 @@ class Store:
             json.dumps(refusals),
         )
 
-    @_reading
+    @reading
     async def traffic(self, hashes: Iterable[ManifestHash]) -> dict[ManifestHash, Traffic]:
         """What was saved of these manifests, over all their lives on this host; the others are left out."""
         asked = json.dumps(list(hashes))
@@ -379,7 +353,7 @@ class Store:
             for row in rows
         }
 
-    @_transaction
+    @transaction
     async def add_peers(self, uris: Iterable[str], now: datetime) -> int:
         """How many of them are new. The caller has checked what they say and how many there may be."""
         known = 0
@@ -388,68 +362,63 @@ class Store:
                 await self._rows(
                     "INSERT INTO peers (uri, added_at) VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING uri",
                     uri,
-                    _micros(now),
+                    to_micros(now),
                 )
             )
         return known
 
-    @_reading
+    @reading
     async def peers(self) -> dict[str, int]:
         """All of them, with their failures in a row."""
         rows = await self._rows("SELECT uri, failures FROM peers")
         return {row["uri"]: row["failures"] for row in rows}
 
-    @_reading
+    @reading
     async def sample_peers(self, limit: int) -> list[str]:
         """Some peers by chance."""
         rows = await self._rows("SELECT uri FROM peers ORDER BY random() LIMIT ?", max(0, limit))
         return [row["uri"] for row in rows]
 
-    @_reading
+    @reading
     async def count_peers(self) -> int:
         [row] = await self._rows("SELECT count(*) AS number FROM peers")
         return cast(int, row["number"])
 
-    @_transaction
+    @transaction
     async def note_peer(self, uri: str, ok: bool, now: datetime) -> None:
         """It answered: seen now, failures forgotten. It did not: one failure more."""
         if ok:
             await self._rows(
-                "UPDATE peers SET last_seen_at = ?, failures = 0 WHERE uri = ?", _micros(now), uri
+                "UPDATE peers SET last_seen_at = ?, failures = 0 WHERE uri = ?", to_micros(now), uri
             )
         else:
             await self._rows("UPDATE peers SET failures = failures + 1 WHERE uri = ?", uri)
 
-    @_transaction
+    @transaction
     async def remove_peer(self, uri: str) -> None:
         """As if it had never been heard of."""
         await self._rows("DELETE FROM peers WHERE uri = ?", uri)
 
-    @_reading
+    @reading
     async def get_setting(self, key: str) -> Json:
         """None when it was never set."""
         rows = await self._rows("SELECT value FROM settings WHERE key = ?", key)
         return cast(Json, json.loads(rows[0]["value"])) if rows else None
 
-    @_transaction
+    @transaction
     async def set_setting(self, key: str, value: Json, now: datetime) -> None:
         await self._rows(
             "INSERT INTO settings (key, value, changed_at) VALUES (?, ?, ?)"
             " ON CONFLICT DO UPDATE SET value = excluded.value, changed_at = excluded.changed_at",
             key,
             json.dumps(value, allow_nan=False),
-            _micros(now),
+            to_micros(now),
         )
 
-    @_transaction
+    @transaction
     async def remove_setting(self, key: str) -> None:
         """As if it had never been set."""
         await self._rows("DELETE FROM settings WHERE key = ?", key)
-
-    async def _rows(self, sql: str, *values: str | bytes | int | None) -> Sequence[Row]:
-        if self._closed:
-            raise StoreError("the store is closed", hint="The node is stopping: ask again when it is back.")
-        return await query(self._connection, sql, *values)
 
     async def _get_row(self, hash: ManifestHash, expected: PodState) -> Row:
         rows = await self._rows("SELECT * FROM pods WHERE hash = ?", hash)
@@ -484,7 +453,7 @@ class Store:
             entry.currency.scale,
             entry.rail,
             entry.token,
-            _micros(entry.created_at),
+            to_micros(entry.created_at),
         )
 
     async def _get_pod(self, row: Row) -> Pod:
@@ -492,8 +461,8 @@ class Store:
         return Pod(
             manifest=await self._get_manifest(hash),
             state=PodState(row["state"]),
-            created_at=_moment(row["created_at"]),
-            expires_at=_moment(row["expires_at"]),
+            created_at=to_moment(row["created_at"]),
+            expires_at=to_moment(row["expires_at"]),
             address=IPv4Address(row["address"]),
         )
 
@@ -549,18 +518,7 @@ def _parse_entry(row: Row) -> LedgerEntry:
         price=int(row["price"]),
         currency=Currency(row["currency"], row["scale"]),
         rail=row["rail"],
-        created_at=_moment(row["created_at"]),
+        created_at=to_moment(row["created_at"]),
         token=row["token"],
         id=row["id"],
     )
-
-
-def _micros(moment: datetime) -> int:
-    """Whole microseconds since 1970; a naive datetime is a ValueError, for it names no moment."""
-    if moment.tzinfo is None:
-        raise ValueError("a time without its zone")
-    return (moment - _EPOCH) // _MICROSECOND
-
-
-def _moment(micros: int) -> datetime:
-    return _EPOCH + micros * _MICROSECOND

@@ -96,7 +96,8 @@ class FeedReader:
             self._keeping.cancel()
             self._keeping = None
         if self._last_table is not None:
-            self._last_table.save(render_snapshot(self._table.targets))
+            snapshot = self._table.snapshot
+            self._last_table.save(render_snapshot(snapshot.routes, snapshot.stopped))
 
     def _keep_soon(self) -> None:
         if self._keeping is None:

@@ -28,7 +28,7 @@ class LastTable:
             self._write(_HEADER.pack(len(snapshot), zlib.crc32(snapshot)) + snapshot, 0)
 
     def note(self, message: bytes) -> None:
-        """Keep a message as `render_add` or `render_remove` makes it, behind what was kept before.
+        """Keep a message as `render_add` and its like make it, behind what was kept before.
 
         At once, where a whole table takes its time: a route that is gone must not come back in a worker that
         is started in the next moment. Each worker notes what it hears, so most is here several times.
@@ -54,7 +54,7 @@ class LastTable:
                 continue  # whoever wrote it died half-way; the others have noted it as well
             if table.known or isinstance(message, Snapshot):
                 table.apply(message)
-        return Snapshot(table.targets) if table.known else None
+        return table.snapshot if table.known else None
 
     def _write(self, data: bytes, at: int) -> None:
         while data:

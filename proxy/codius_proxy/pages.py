@@ -15,12 +15,14 @@ REASONS: Final = {
     400: "Bad Request",
     404: "Not Found",
     408: "Request Timeout",
+    410: "Gone",
     413: "Content Too Large",
     414: "URI Too Long",
     417: "Expectation Failed",
     421: "Misdirected Request",
     429: "Too Many Requests",
     431: "Request Header Fields Too Large",
+    451: "Unavailable For Legal Reasons",
     500: "Internal Server Error",
     501: "Not Implemented",
     502: "Bad Gateway",
@@ -80,6 +82,7 @@ class Refusal:
     title: str = ""  # a page's heading; the status's own when empty
     passing: bool = False  # over in a moment: a page asks again by itself
     location: str = ""  # where to go instead
+    blocked_by: str = ""  # who keeps it from visitors, as a URI (RFC 7725 section 4)
 
     @property
     def label(self) -> str:
@@ -130,6 +133,8 @@ def render(
         lines.append(f"Retry-After: {RETRY_AFTER}")
     if refusal.location:
         lines.append(f"Location: {refusal.location}")
+    if refusal.blocked_by:
+        lines.append(f'Link: <{refusal.blocked_by}>; rel="blocked-by"')
     if close:
         lines.append("Connection: close")
     head = "\r\n".join(lines).encode("ascii") + (b"\r\n" + fields if fields else b"") + b"\r\n\r\n"

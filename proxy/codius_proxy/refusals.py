@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from codius_proxy.pages import Refusal
+from codius_proxy.routes import Notice
 from codius_proxy.upstream import Failure, Fault
 
 SHORTLY: Final = "Try again in a moment."
@@ -61,6 +62,27 @@ def pod_gone(pod: str, host: str) -> Refusal:
         f"Whoever has its manifest can upload it again to {host}",
         "pod_gone",
         "This pod is gone",
+    )
+
+
+def pod_stopped(pod: str, notice: Notice, host: str) -> Refusal:
+    """The operator took it down: 410 (RFC 9110 15.5.11), or 451 where the law demanded it (RFC 7725)."""
+    reason = f"Reason: {notice.reason}" if notice.reason else "The reason is not public."
+    if notice.legal:
+        return Refusal(
+            451,
+            f"The pod {pod} was taken down by the operator of this host on a legal demand. {reason}",
+            f"Its operator answers for it: {host}",
+            "pod_blocked",
+            "This pod is not available for legal reasons",
+            blocked_by=host,
+        )
+    return Refusal(
+        410,
+        f"The pod {pod} was taken down by the operator of this host. {reason}",
+        f"Its operator answers for it: {host}",
+        "pod_stopped",
+        "This pod was taken down",
     )
 
 

@@ -193,5 +193,7 @@ class Site:
     def _no_pod(self, name: PodName) -> Refusal:
         if not self.table.known:
             return refusals.host_starting()
+        if (notice := self.table.find_notice(name.hash)) is not None:
+            return refusals.pod_stopped(name.hash, notice, self.config.url())
         tell = refusals.pod_gone if self.table.was_known(name.hash) else refusals.no_pod
         return tell(name.hash, self.config.url())

@@ -15,7 +15,18 @@ from codius_netpolicy.traffic import Reason, Traffic, larger
 from codius_node import config, manifest
 from codius_node.engine import Engine
 from codius_node.errors import CodiusError
-from codius_node.model import FoundPod, Json, ManifestHash, PodSpec, PullProgress, Receipt, Target, Upload
+from codius_node.meter import Meter
+from codius_node.model import (
+    FoundPod,
+    Json,
+    ManifestHash,
+    Notice,
+    PodSpec,
+    PullProgress,
+    Receipt,
+    Target,
+    Upload,
+)
 from codius_node.model import Quote as PriceQuote
 from codius_node.noop import NoopEngine, NoopNetwork
 from codius_node.payments import FreeRail
@@ -169,15 +180,25 @@ class Routes:
 
     def __init__(self, diary: Diary) -> None:
         self.table: dict[str, Target] = {}
+        self.notices: dict[str, Notice] = {}
         self._diary = diary
 
     def publish(self, hash: ManifestHash, target: Target) -> None:
         self._diary.note("publish")
         self.table[hash] = target
+        self.notices.pop(hash, None)
 
     def unpublish(self, hash: ManifestHash) -> None:
         if self.table.pop(hash, None) is not None:
             self._diary.note("unpublish")
+
+    def stop(self, hash: ManifestHash, notice: Notice) -> None:
+        if self.table.pop(hash, None) is not None or self.notices.get(hash) != notice:
+            self._diary.note("stop")
+        self.notices[hash] = notice
+
+    def readmit(self, hash: ManifestHash) -> None:
+        self.notices.pop(hash, None)
 
 
 @dataclass
@@ -200,10 +221,12 @@ class World:
     """The engine and everything around it."""
 
     engine: Engine
+    meter: Meter
     reconciler: Reconciler
     store: Store
     containers: ScriptedContainers
     network: ScriptedNetwork
+    rail: ScriptedRail
     routes: Routes
     machine: Machine
     diary: Diary
@@ -225,13 +248,13 @@ async def open_world(
         if remains is not None:
             containers._pods = dict(remains.containers._pods)
             network._links = dict(remains.network._links)
-        machine, routes = Machine(), Routes(diary)
+        machine, routes, rail = Machine(), Routes(diary), ScriptedRail(diary)
         engine = Engine(
             settings=settings,
             store=store,
             containers=containers,
             network=network,
-            rail=ScriptedRail(diary),
+            rail=rail,
             routes=routes,
             host=machine,
             clock=clock,
@@ -239,7 +262,11 @@ async def open_world(
         reconciler = Reconciler(
             engine=engine, store=store, containers=containers, network=network, clock=clock
         )
-        yield World(engine, reconciler, store, containers, network, routes, machine, diary, clock)
+        await engine.load()
+        meter = Meter(store=store, network=network, containers=containers, clock=clock)
+        yield World(
+            engine, meter, reconciler, store, containers, network, rail, routes, machine, diary, clock
+        )
     finally:
         await store.aclose()
 

@@ -129,6 +129,7 @@ class FakePodman:
                 web.post(f"{PREFIX}/containers/{{name}}/stop", self._stop_container),
                 web.get(f"{PREFIX}/containers/{{name}}/json", self._inspect_container),
                 web.get(f"{PREFIX}/containers/{{name}}/logs", self._logs),
+                web.get(f"{PREFIX}/containers/stats", self._stats),
                 web.delete(f"{PREFIX}/containers/{{name}}", self._remove_container),
             ]
         )
@@ -386,6 +387,16 @@ class FakePodman:
                 "RestartCount": container.restarts,
             }
         )
+
+    async def _stats(self, request: web.Request) -> web.Response:
+        assert request.query["stream"] == "false"
+        container = self._find_container(request.query["containers"])
+        if container is None:
+            return _no_container(request.query["containers"])
+        if container.status != "running":
+            return web.json_response({"Error": None, "Stats": []})
+        stats = {"ContainerID": container.id, "MemUsage": 802816, "CPUNano": 30688109}
+        return web.json_response({"Error": None, "Stats": [stats]})
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]

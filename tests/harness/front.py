@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 from codius_proxy import listeners, routes, worker
 from codius_proxy.config import Limits, ProxyConfig, Timeouts
 from codius_proxy.event_loop import FrontLoop
-from codius_proxy.routes import Target
+from codius_proxy.routes import Notice, Target
 from codius_proxy.tls import Certificates
 from tests.harness.origin import DEADLINE, Origin
 
@@ -60,6 +60,10 @@ class Feed:
     def remove(self, pod_hash: str) -> None:
         self.table.pop(pod_hash, None)
         self.say(routes.render_remove(pod_hash))
+
+    def stop(self, pod_hash: str, notice: Notice) -> None:
+        self.table.pop(pod_hash, None)
+        self.say(routes.render_stop(pod_hash, notice))
 
     def say(self, line: bytes) -> None:
         for writer in self._writers:

@@ -85,6 +85,19 @@ class PodmanContract:
         await podman.remove(HASH)
         assert await podman.find_pods() == []
 
+    async def test_what_a_pod_takes_is_counted_while_it_runs(self, podman: Podman, images: Images) -> None:
+        assert await podman.consumption(HASH) is None
+        await podman.create(make_spec(images.talker))
+        assert await podman.consumption(HASH) is None
+        await podman.remove(HASH)
+        await bring_up(podman, make_spec(images.talker))
+        one = await podman.consumption(HASH)
+        assert one is not None
+        assert one.memory > 100_000
+        assert one.cpu > 0
+        await podman.remove(HASH)
+        assert await podman.consumption(HASH) is None
+
     async def test_a_prepared_pod_starts_and_a_prepared_pod_can_be_removed(
         self, podman: Podman, images: Images
     ) -> None:

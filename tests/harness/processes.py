@@ -44,11 +44,13 @@ _NODE: Final = """
 import asyncio, json, sys
 from pathlib import Path
 from codius_node.feed import Feed
-from codius_node.model import ManifestHash, Target
+from codius_node.model import ManifestHash, Notice, Target
 async def main():
     feed = Feed()
     for pod, (address, port) in json.loads(sys.argv[2]).items():
         feed.publish(ManifestHash(pod), Target(address, port))
+    for pod, reason in json.loads(sys.argv[3]).items():
+        feed.stop(ManifestHash(pod), Notice(False, reason))
     await feed.start(Path(sys.argv[1]))
     print("ready", flush=True)
     await asyncio.Event().wait()
@@ -146,12 +148,13 @@ async def running(
 
 @contextlib.asynccontextmanager
 async def node(
-    path: Path, routes: Mapping[str, tuple[str, int]]
+    path: Path, routes: Mapping[str, tuple[str, int]], *, stopped: Mapping[str, str] | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process that publishes these routes as the node does."""
+    """A process that publishes these routes as the node does, and why the others are `stopped`."""
     path.unlink(missing_ok=True)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _NODE, str(path), json.dumps(routes), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", _NODE, str(path), json.dumps(routes), json.dumps(stopped or {})),
+        stdout=asyncio.subprocess.PIPE,
     )
     try:
         await _ready(process, None)

@@ -17,7 +17,7 @@ from aiohttp import web
 from codius_netpolicy.policy import Egress, Policy
 from codius_netpolicy.probes import Result
 from codius_netpolicy.traffic import Reason, Traffic
-from codius_node import answers, api, pricing
+from codius_node import admin, answers, api, pricing
 from codius_node.config import Settings, load
 from codius_node.egress import parse_egress
 from codius_node.errors import ForbiddenError, NotFoundError
@@ -34,6 +34,9 @@ from codius_node.model import (
     Upload,
 )
 from codius_node.policy import Origin, Repairs
+from codius_node.store import LedgerEntry
+from codius_node.takedown import Denial, DenialKind, Denylist, Enforcement, Stop, Terms
+from codius_node.usage import Account, Usage
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -57,7 +60,8 @@ class EngineDouble:
         self.tokens: list[str | None] = []
         self.log: Callable[[], AsyncIterator[LogLine]] | None = None
         self.changes = 0
-        self.counted: dict[ManifestHash, Traffic] = {}
+        self.stopped: list[tuple[ManifestHash, Terms]] = []
+        self.denials = DenialsDouble()
         self.results: tuple[Result, ...] = ()
 
     async def quote(self, upload: Upload, duration: int) -> Quote:
@@ -138,15 +142,94 @@ class EngineDouble:
     def url(self, hash: ManifestHash) -> str:
         return f"http://{hash}.codius.localhost:3000/"
 
-    async def set_cost_per_month(self, cost: Decimal) -> None:
-        self.cost_per_month = cost
+    async def stop(self, hash: ManifestHash, terms: Terms) -> Stop:
+        pod = await self.get(hash)
+        self.stopped.append((hash, terms))
+        return Stop(hash, terms, int((pod.expires_at - self.now).total_seconds()), self.now)
 
-    async def traffic(self) -> Mapping[ManifestHash, Traffic]:
-        return self.counted
+    async def deny(self, denial: Denial) -> Enforcement:
+        if self.error:
+            raise self.error
+        self.denials.put(denial)
+        return Enforcement(
+            [pod.hash for pod in self.kept.values() if self.denials.find_takedown(pod.manifest)]
+        )
 
     async def probe(self, hash: ManifestHash) -> Sequence[Result]:
         await self.get(hash)
         return self.results
+
+
+class DenialsDouble(Denylist):
+    """A denylist in memory."""
+
+    def all(self) -> Sequence[Denial]:
+        return list(self)
+
+    async def remove(self, kind: DenialKind, value: str) -> None:  # type: ignore[override]
+        if (kind, value) not in {(denial.kind, denial.value) for denial in self}:
+            raise NotFoundError(f"the {kind} {value} is not on the denylist")
+        super().remove(kind, value)
+
+
+class PricesDouble:
+    """A price in memory."""
+
+    def __init__(self) -> None:
+        self.own = Decimal(10)
+        self.prices = pricing.Prices(self.own)
+        self.chosen = False
+
+    @property
+    def told(self) -> Decimal:
+        return self.prices.told
+
+    @property
+    def charged(self) -> Decimal:
+        return self.prices.charged(NOON)
+
+    @property
+    def earlier(self) -> Sequence[pricing.Earlier]:
+        return self.prices.earlier
+
+    async def set(self, cost: Decimal) -> None:
+        self.prices, self.chosen = self.prices.changed(cost, NOON), True
+
+    async def reset(self) -> None:
+        self.prices, self.chosen = self.prices.changed(self.own, NOON), False
+
+
+class MeterDouble:
+    """Says what it is told to."""
+
+    def __init__(self) -> None:
+        self.counted: dict[ManifestHash, Traffic] = {}
+        self.known: dict[ManifestHash, Usage] = {}
+        self.ledger: list[LedgerEntry] = []
+        self.account = Account()
+        self.asked: list[tuple[int, int]] = []
+
+    async def traffic(self) -> Mapping[ManifestHash, Traffic]:
+        return self.counted
+
+    async def usages(self, limit: int, before: int) -> tuple[Sequence[Usage], int | None]:
+        self.asked.append((limit, before))
+        page = list(self.known.values())
+        return page[:limit], 7 if len(page) > limit else None
+
+    async def usage(self, hash: ManifestHash) -> Usage:
+        if hash not in self.known:
+            raise NotFoundError(f"no pod of this hash was ever paid for here. id={hash}")
+        return self.known[hash]
+
+    async def entries(
+        self, hash: ManifestHash, limit: int, before: int
+    ) -> tuple[Sequence[LedgerEntry], int | None]:
+        self.asked.append((limit, before))
+        return self.ledger[:limit], self.ledger[limit - 1].id if len(self.ledger) > limit else None
+
+    async def whole_account(self) -> Account:
+        return self.account
 
 
 class RulesDouble:
@@ -180,6 +263,31 @@ class WatchDouble:
     """Says what it is told to."""
 
     repairs: Repairs = field(default_factory=Repairs)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDouble:
+    """All that the admin API asks, and the API in front of it."""
+
+    engine: EngineDouble = field(default_factory=EngineDouble)
+    prices: PricesDouble = field(default_factory=PricesDouble)
+    meter: MeterDouble = field(default_factory=MeterDouble)
+    rules: RulesDouble = field(default_factory=RulesDouble)
+    watch: WatchDouble = field(default_factory=WatchDouble)
+    selftest: SelfTestDouble = field(default_factory=lambda: SelfTestDouble())
+
+    def admin(self, uids: frozenset[int] | None = None) -> web.Application:
+        return admin.build_app(
+            engine=self.engine,
+            denials=self.engine.denials,
+            prices=self.prices,
+            meter=self.meter,
+            rules=self.rules,
+            watch=self.watch,
+            selftest=self.selftest,
+            clock=lambda: self.engine.now,
+            allowed_uids=uids,
+        )
 
 
 class PeersDouble:

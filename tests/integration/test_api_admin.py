@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 from codius_netpolicy.policy import Egress
 from codius_netpolicy.probes import Result, Verdict
 from codius_netpolicy.traffic import Reason, Traffic, Volume
-from codius_node import admin, answers, manifest
+from codius_node import admin, admin_pods, answers, manifest, pricing
 from codius_node.egress import RulesError
 from codius_node.errors import CodiusError, EngineError, NetworkError, RequestError, StoreError
 from codius_node.model import ManifestHash, PodState, PrivateVariable
 from codius_node.policy import Repair, Repairs
-from tests.integration.engine_double import NOON, EngineDouble, RulesDouble, SelfTestDouble, WatchDouble
+from tests.integration.engine_double import NOON, NodeDouble
 from tests.integration.test_api import IMAGE
 
 OTHERS_UID: Final = 54321
@@ -50,10 +50,7 @@ DOCUMENT: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    engine: EngineDouble
-    rules: RulesDouble
-    watch: WatchDouble
-    selftest: SelfTestDouble
+    node: NodeDouble
     client: aiohttp.ClientSession
     socket: Path
     port: int
@@ -62,19 +59,12 @@ class Admin:
 
 @asynccontextmanager
 async def open_admin(directory: Path, *, uids: frozenset[int] | None = None) -> AsyncIterator[Admin]:
-    engine, rules, watch, selftest = EngineDouble(), RulesDouble(), WatchDouble(), SelfTestDouble()
+    node = NodeDouble()
     document = json.loads(json.dumps(DOCUMENT))
     private = PrivateVariable("123", SECRET)
     document["manifest"]["vars"]["S"]["value"] = manifest.hash_private(private)
-    pod = await engine.upload(manifest.parse(document), 600, token=None)
-    app = admin.build_app(
-        engine=engine,
-        rules=rules,
-        watch=watch,
-        selftest=selftest,
-        clock=lambda: engine.now,
-        allowed_uids=uids,
-    )
+    pod = await node.engine.upload(manifest.parse(document), 600, token=None)
+    app = node.admin(uids)
     runner = answers.Runner(app, shutdown_timeout=1)
     await runner.setup()
     path = directory / "admin.sock"
@@ -85,7 +75,7 @@ async def open_admin(directory: Path, *, uids: frozenset[int] | None = None) -> 
         async with aiohttp.ClientSession(
             "http://localhost", connector=aiohttp.UnixConnector(path=str(path))
         ) as client:
-            yield Admin(engine, rules, watch, selftest, client, path, port, pod.hash)
+            yield Admin(node, client, path, port, pod.hash)
     finally:
         await runner.cleanup()
 
@@ -103,17 +93,17 @@ async def ask(opened: Admin, method: str, path: str, **options: Any) -> tuple[in
 
 
 async def test_a_selftest_is_made_when_it_is_asked_for(opened: Admin) -> None:
-    opened.selftest.report = {"success": True, "steps": [], "unchecked": ["the rest"]}
-    assert await ask(opened, "POST", "/selftest") == (200, opened.selftest.report)
-    assert opened.selftest.runs == 1
+    opened.node.selftest.report = {"success": True, "steps": [], "unchecked": ["the rest"]}
+    assert await ask(opened, "POST", "/selftest") == (200, opened.node.selftest.report)
+    assert opened.node.selftest.runs == 1
     status, answer = await ask(opened, "GET", "/selftest")
     assert (status, "POST /selftest" in answer["hint"]) == (404, True)
-    assert opened.selftest.runs == 1
+    assert opened.node.selftest.runs == 1
 
 
 async def test_running_pods_are_listed_by_hash(opened: Admin) -> None:
     assert await ask(opened, "GET", "/getPods") == (200, {"running": [opened.hash]})
-    opened.engine.now += timedelta(seconds=600)
+    opened.node.engine.now += timedelta(seconds=600)
     assert await ask(opened, "GET", "/getPods") == (200, {"running": []})
 
 
@@ -143,9 +133,9 @@ async def test_an_unknown_pod_is_404_and_a_missing_id_is_named(
 
 
 async def test_every_pod_is_listed_with_its_state_and_no_private_value(opened: Admin) -> None:
-    pending = replace(opened.engine.kept[opened.hash], state=PodState.PENDING)
-    opened.engine.kept[ManifestHash("p" * 52)] = pending
-    opened.engine.now += timedelta(seconds=599.5)
+    pending = replace(opened.node.engine.kept[opened.hash], state=PodState.PENDING)
+    opened.node.engine.kept[ManifestHash("p" * 52)] = pending
+    opened.node.engine.now += timedelta(seconds=599.5)
     status, answer = await ask(opened, "GET", "/pods")
     assert status == 200
     assert answer[0] == {
@@ -169,7 +159,7 @@ async def test_every_pod_is_listed_with_its_state_and_no_private_value(opened: A
 async def test_the_price_can_be_set(opened: Admin, sent: str, cost: str) -> None:
     status, answer = await ask(opened, "POST", "/config", data=f'{{"hostCostPerMonth": {sent}}}')
     assert (status, answer) == (204, None)
-    assert opened.engine.cost_per_month == Decimal(cost)
+    assert opened.node.prices.told == Decimal(cost)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +174,7 @@ async def test_the_price_can_be_set(opened: Admin, sent: str, cost: str) -> None
 async def test_a_bad_price_changes_nothing(opened: Admin, body: str) -> None:
     status, answer = await ask(opened, "POST", "/config", data=body)
     assert status == answer["statusCode"] == 400
-    assert opened.engine.cost_per_month == 10
+    assert opened.node.prices.told == 10
 
 
 async def test_a_large_body_is_refused(opened: Admin) -> None:
@@ -197,7 +187,10 @@ async def test_a_large_body_is_refused(opened: Admin) -> None:
     [
         ("GET", "/"),
         ("POST", "/pods"),
-        ("GET", "/config"),
+        ("PUT", "/config"),
+        ("GET", "/denylist/x"),
+        ("PUT", "/denylist"),
+        ("POST", "/usage"),
         ("DELETE", "/pods"),
         ("GET", "/x"),
         ("POST", "/policy"),
@@ -214,7 +207,7 @@ async def test_everything_else_is_not_found(opened: Admin, method: str, path: st
 
 
 async def test_a_pods_traffic_is_listed_with_it(opened: Admin) -> None:
-    opened.engine.counted[opened.hash] = Traffic(
+    opened.node.meter.counted[opened.hash] = Traffic(
         Volume(1000, 10), Volume(2000, 20), {Reason.HOST: 3, Reason.PORT: 1}
     )
     _, [pod] = await ask(opened, "GET", "/pods")
@@ -226,8 +219,8 @@ async def test_a_pods_traffic_is_listed_with_it(opened: Admin) -> None:
 
 
 async def test_the_policy_in_force_is_told(opened: Admin) -> None:
-    opened.rules.counters = {Reason.HOST: 7}
-    opened.watch.repairs = Repairs(2, Repair(NOON, ("the table is gone",)))
+    opened.node.rules.counters = {Reason.HOST: 7}
+    opened.node.watch.repairs = Repairs(2, Repair(NOON, ("the table is gone",)))
     status, answer = await ask(opened, "GET", "/policy")
     assert status == 200
     assert answer["origin"] == "settings"
@@ -251,15 +244,15 @@ async def test_the_policy_in_force_is_told(opened: Admin) -> None:
 
 
 async def test_rules_are_set_and_taken_back_at_run_time(opened: Admin) -> None:
-    opened.rules.cut = 3
+    opened.node.rules.cut = 3
     rules = {"mode": "listed", "allowedRanges": ["203.0.113.0/24"], "deniedPorts": ["tcp/6667"]}
     status, answer = await ask(opened, "PUT", "/policy", data=json.dumps(rules))
     assert (status, answer["cut"], answer["origin"]) == (200, 3, "run time")
     assert rules.items() <= answer["egress"].items()
-    assert opened.rules.policy.egress == Egress.from_document(rules)
+    assert opened.node.rules.policy.egress == Egress.from_document(rules)
     status, answer = await ask(opened, "DELETE", "/policy")
     assert (status, answer["origin"], answer["egress"]["mode"]) == (200, "settings", "open")
-    assert opened.rules.policy.egress == Egress()
+    assert opened.node.rules.policy.egress == Egress()
 
 
 @pytest.mark.parametrize(
@@ -281,11 +274,11 @@ async def test_rules_are_set_and_taken_back_at_run_time(opened: Admin) -> None:
 async def test_bad_rules_are_refused_by_name_and_the_old_ones_stay(
     opened: Admin, body: str, named: str
 ) -> None:
-    before = opened.rules.policy
+    before = opened.node.rules.policy
     status, answer = await ask(opened, "PUT", "/policy", data=body)
     assert status == answer["statusCode"] == 400
     assert named in answer["message"]
-    assert opened.rules.policy is before
+    assert opened.node.rules.policy is before
 
 
 async def test_rules_of_any_size_a_host_takes_fit_and_larger_ones_are_refused(opened: Admin) -> None:
@@ -297,7 +290,7 @@ async def test_rules_of_any_size_a_host_takes_fit_and_larger_ones_are_refused(op
 
 
 async def test_the_operator_is_told_why_the_kernel_did_not_take_the_rules(opened: Admin) -> None:
-    opened.rules.error = RulesError("the kernel did not take the rules", hint="Do this.")
+    opened.node.rules.error = RulesError("the kernel did not take the rules", hint="Do this.")
     status, answer = await ask(opened, "PUT", "/policy", data="{}")
     assert (status, answer["message"], answer["hint"]) == (
         503,
@@ -307,7 +300,7 @@ async def test_the_operator_is_told_why_the_kernel_did_not_take_the_rules(opened
 
 
 async def test_a_pod_is_probed_and_the_answer_says_what_was_expected_and_found(opened: Admin) -> None:
-    opened.engine.results = (
+    opened.node.engine.results = (
         Result("a resolver", Verdict.REACHED, Verdict.REACHED, "answered"),
         Result("metadata", Verdict.STOPPED, Verdict.REACHED, "connected"),
     )
@@ -327,7 +320,7 @@ async def test_a_pod_is_probed_and_the_answer_says_what_was_expected_and_found(o
 async def test_the_operator_is_told_what_is_the_matter_with_the_host(
     opened: Admin, error: type[CodiusError]
 ) -> None:
-    opened.engine.error = error("/run/podman.sock does not answer", hint="Start it.")
+    opened.node.engine.error = error("/run/podman.sock does not answer", hint="Start it.")
     status, answer = await ask(opened, "POST", f"/pods/{opened.hash}/probe")
     assert (status, answer["message"], answer["hint"]) == (
         503,
@@ -343,10 +336,10 @@ async def test_an_unknown_pod_cannot_be_probed(opened: Admin) -> None:
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
 def test_any_price_is_accepted_or_refused(value: Any) -> None:
     try:
-        cost = admin.parse_config({"hostCostPerMonth": value})
+        cost = admin_pods.parse_config({"hostCostPerMonth": value})
     except RequestError:
         return
-    assert 0 <= cost <= admin.MAX_COST
+    assert 0 <= cost <= pricing.MAX_COST
 
 
 # ---- who is let in --------------------------------------------------------------------------------
@@ -388,7 +381,7 @@ async def test_only_the_allowed_users_are_let_in(tmp_path: Path) -> None:
         assert str(os.geteuid()) in answer["message"]
         status, _ = await ask(opened, "POST", "/config", data='{"hostCostPerMonth": 0}')
         assert status == 403
-        assert opened.engine.cost_per_month == 10
+        assert opened.node.prices.told == 10
 
 
 @pytest.mark.parametrize(

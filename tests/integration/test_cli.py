@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +24,10 @@ from aiohttp import web
 from codius_netpolicy.policy import Egress, EgressMode
 from codius_netpolicy.probes import Result, Verdict
 from codius_netpolicy.traffic import Reason
-from codius_node import admin, cli, selftest
+from codius_node import cli, selftest
 from codius_node.manifest import hash_manifest, parse
 from tests.harness.serving import serving
-from tests.integration.engine_double import NOON, EngineDouble, RulesDouble, SelfTestDouble, WatchDouble
+from tests.integration.engine_double import NOON, NodeDouble
 from tests.integration.host_double import EXPIRY, REFUSAL, HostDouble, admin_app
 from tests.integration.registry_double import RegistryDouble
 
@@ -43,14 +42,6 @@ MANIFEST: Final[dict[str, Any]] = {
 HASH: Final = str(hash_manifest(MANIFEST))
 PRIVATE: Final = {"vars": {"private": {"S": {"value": "shh-secret"}}, "public": {"P": {"value": "seen"}}}}
 SECONDS: Final = 30
-
-
-@dataclass(frozen=True)
-class NodeDouble:
-    engine: EngineDouble
-    rules: RulesDouble
-    watch: WatchDouble
-    selftest: SelfTestDouble
 
 
 Run = Callable[..., tuple[int, str, str]]
@@ -504,9 +495,8 @@ def test_the_list_of_another_host_cannot_be_had(run: Run, origin: str) -> None:
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeDouble]:
     monkeypatch.setenv("CODIUS_RUN", str(tmp_path))
-    node = NodeDouble(EngineDouble(), RulesDouble(), WatchDouble(), SelfTestDouble())
-    app = admin.build_app(engine=node.engine, rules=node.rules, watch=node.watch, selftest=node.selftest)
-    with serving(app, path=tmp_path / "admin.sock"):
+    node = NodeDouble()
+    with serving(node.admin(), path=tmp_path / "admin.sock"):
         yield node
 
 

@@ -247,9 +247,8 @@ async def test_logs_are_for_debug_manifests_only(world: World) -> None:
 
 async def test_a_price_set_at_run_time_survives_a_restart(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
-        await world.engine.set_cost_per_month(Decimal("2.5"))
+        await world.engine.prices.set(Decimal("2.5"))
     async with open_world(tmp_path) as world:
-        await world.engine.load_cost_per_month()
         assert world.engine.cost_per_month == Decimal("2.5")
         assert (await world.engine.quote(make_upload(), 2628000)).price == 2500
 
@@ -514,7 +513,7 @@ async def test_counters_go_on_after_a_restart_of_the_node(tmp_path: Path) -> Non
     async with open_world(tmp_path) as before:
         pod = await before.engine.upload(make_upload(), 600, token=None)
         before.network.count(pod.address, traffic(1000))
-        await before.engine.bank_traffic()
+        await before.meter.bank()
         before.network.count(pod.address, NO_TRAFFIC)  # as when somebody flushed the rules meanwhile
     async with open_world(tmp_path, clock=before.clock, remains=before) as world:
         await world.reconciler.recover()
@@ -548,14 +547,14 @@ async def test_only_what_changed_is_kept(world: World, monkeypatch: pytest.Monke
     monkeypatch.setattr(world.store, "save_traffic", note)
     one = await world.engine.upload(make_upload("one"), 600, token=None)
     two = await world.engine.upload(make_upload("two"), 600, token=None)
-    await world.engine.bank_traffic()
+    await world.meter.bank()
     assert saved == []  # neither has sent anything
     world.network.count(one.address, traffic(1))
     world.network.count(two.address, traffic(2))
-    await world.engine.bank_traffic()
+    await world.meter.bank()
     world.network.count(two.address, traffic(3))
-    await world.engine.bank_traffic()
-    await world.engine.bank_traffic()
+    await world.meter.bank()
+    await world.meter.bank()
     assert saved == [{one.hash: traffic(1), two.hash: traffic(2)}, {two.hash: traffic(3)}]
 
 
@@ -570,8 +569,8 @@ async def test_counters_that_could_not_be_kept_are_kept_next_time(
     with monkeypatch.context() as patched:
         patched.setattr(world.store, "save_traffic", full)
         with pytest.raises(StoreError):
-            await world.engine.bank_traffic()
-    await world.engine.bank_traffic()
+            await world.meter.bank()
+    await world.meter.bank()
     assert await world.store.traffic([pod.hash]) == {pod.hash: traffic(1)}
 
 
@@ -591,10 +590,10 @@ async def test_an_address_that_changes_hands_while_the_kernel_is_asked_counts_fo
         return await ask()
 
     monkeypatch.setattr(world.network, "traffic", ask_slowly)
-    await world.engine.bank_traffic()
+    await world.meter.bank()
     new = make_upload("new").manifest.hash
     assert await world.store.traffic([old.hash, new]) == {}
-    await world.engine.bank_traffic()
+    await world.meter.bank()
     assert await world.store.traffic([old.hash, new]) == {new: traffic(7)}
 
 
@@ -604,7 +603,7 @@ async def test_failed_uploads_leave_no_counters(world: World, monkeypatch: pytes
     async def count_and_fail(hash: ManifestHash) -> None:
         [link] = await world.network.links()
         world.network.count(link, traffic(9))
-        await world.engine.bank_traffic()
+        await world.meter.bank()
         raise PodStartError("exited at once")
 
     monkeypatch.setattr(world.containers, "check_members", count_and_fail)
@@ -619,16 +618,16 @@ async def test_the_listed_traffic_is_the_kernels_and_else_the_kept_one(world: Wo
     three = await world.engine.upload(make_upload("three"), 600, token=None)
     world.network.count(one.address, traffic(1))
     world.network.count(two.address, traffic(2))
-    await world.engine.bank_traffic()
+    await world.meter.bank()
     world.network.count(one.address, traffic(10))
     await world.network.detach(two.address)
-    assert await world.engine.traffic() == {
+    assert await world.meter.traffic() == {
         one.hash: traffic(10),
         two.hash: traffic(2),
         three.hash: NO_TRAFFIC,
     }
     world.diary.fails["traffic"] = NetworkError("netlink is busy")
-    assert (await world.engine.traffic())[one.hash] == traffic(1)
+    assert (await world.meter.traffic())[one.hash] == traffic(1)
 
 
 # ---- probes ---------------------------------------------------------------------------------------

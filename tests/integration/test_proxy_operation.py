@@ -16,7 +16,7 @@ import pytest
 
 from codius_proxy import routes
 from codius_proxy.config import Timeouts
-from codius_proxy.routes import Target
+from codius_proxy.routes import Notice, Target
 from tests.harness.certificates import Authority
 from tests.harness.front import OTHER, POD, ZONE, Raw, name
 from tests.harness.origin import ANSWER, DEADLINE, Line, closed_port, origin, websocket_echo
@@ -269,11 +269,12 @@ async def test_workers_that_start_while_the_node_is_away_know_the_routes(tmp_pat
     path = tmp_path / "feed"
     async with (
         origin() as pod,
-        node(path, {POD: ("127.0.0.1", pod.port)}) as publisher,
+        node(path, {POD: ("127.0.0.1", pod.port)}, stopped={OTHER: "Malware."}) as publisher,
         running(pod, own_feed=False, feed_socket=path) as proxy,
     ):
         for client in (await one_of_each(proxy)).values():
             assert (await client.get(name())).body == b"hello"
+            assert (await client.get(name(OTHER))).status == 410
             await client.aclose()
         publisher.kill()
         await publisher.wait()
@@ -285,6 +286,7 @@ async def test_workers_that_start_while_the_node_is_away_know_the_routes(tmp_pat
         await until(lambda: not any(map(alive, before)))
         for client in (await one_of_each(proxy)).values():
             assert (await client.get(name())).body == b"hello"
+            assert b"Reason: Malware." in (await client.get(name(OTHER))).body
 
 
 async def test_workers_that_start_while_the_node_says_nothing_know_the_routes() -> None:
@@ -347,6 +349,23 @@ async def test_a_route_change_reaches_every_worker() -> None:
                 while (answer := await client.get(name(OTHER))).status != 404:
                     pass
             assert b"was on this host until a while ago" in answer.body
+
+
+async def test_a_stopped_pod_is_gone_in_every_worker_and_says_so_until_it_is_back() -> None:
+    async with origin() as pod, running(pod) as proxy:
+        clients = (await one_of_each(proxy)).values()
+        proxy.feed.stop(POD, Notice(True, "A court said so."))
+        for client in clients:
+            async with asyncio.timeout(DEADLINE):
+                while (answer := await client.get(name())).status != 451:
+                    assert answer.body == b"hello"
+            assert b"A court said so." in answer.body
+            assert answer.one("link") == f'<{proxy.config.url()}>; rel="blocked-by"'
+        proxy.feed.add(POD, Target("127.0.0.1", pod.port))
+        for client in clients:
+            async with asyncio.timeout(DEADLINE):
+                while (await client.get(name())).status != 200:
+                    pass
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

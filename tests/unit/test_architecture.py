@@ -20,11 +20,11 @@ DOORS = {
     "dnslib": {"codius_dns.wire"},
     "nftables": {"codius_netpolicy.nft"},
     "pyroute2": {"codius_netpolicy.kernel"},
-    "uvloop": {"codius_proxy.server"},
     "rich": {"codius_node.terminal"},
     "aiohttp": {
         "codius_node.api",
         "codius_node.admin",
+        "codius_node.admin_pods",
         "codius_node.admin_client",
         "codius_node.answers",
         "codius_node.bodies",

@@ -6,6 +6,8 @@ import argparse
 import json
 import logging
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_node import cli, config, daemon, edge, supervisor
+from codius_node import admin_arguments, arguments, cli, config, daemon, edge, supervisor
 from codius_node.config import Settings
 from codius_node.environment import Environment
 from codius_node.errors import EngineError
@@ -59,6 +61,44 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert f"usage: codiusd {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("word", admin_arguments.COMMANDS)
+def test_every_word_of_admin_explains_itself(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for asked in ([word, "--help"], ["--help"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["admin", *asked])
+        assert caught.value.code == 0
+        assert word in capsys.readouterr().out
+
+
+def find_commands() -> list[str]:
+    """Every `codiusd …` that a code block of the documents tells people to type."""
+    root = Path(__file__).parents[3]
+    blocks = [
+        block
+        for page in (root / "README.md", *sorted((root / "docs").glob("*.md")))
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    return [line for block in blocks for line in block.splitlines() if line.startswith("codiusd ")]
+
+
+@pytest.mark.parametrize("line", find_commands())
+def test_what_the_documents_tell_people_to_type_is_understood(line: str) -> None:
+    words = shlex.split(line.replace("HASH", "a" * 52), comments=True)
+    assert cli.build_parser().parse_args(words[1:]).handler
+
+
+def test_the_documents_name_the_commands() -> None:
+    told = {line.split()[1] for line in find_commands()}
+    assert {"admin", "run", "doctor", "upload", "extend", "logs", "pods", "quote"} <= told
+
+
+@pytest.mark.parametrize("word", sorted(cli.OLDER_WORDS))
+def test_older_words_are_words_of_admin(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([word, "--help"])
+    assert f"usage: codiusd admin {word}" in capsys.readouterr().out
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
@@ -88,6 +128,22 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         ["policy", "set", "--allow-port", "tcp/70000"],
         ["policy", "probe"],
         ["policy", "probe", "short"],
+        ["admin"],
+        ["admin", "fly"],
+        ["admin", "stop"],
+        ["admin", "stop", "a" * 52],
+        ["admin", "stop", "A" * 52, "--reason", "x"],
+        ["admin", "deny"],
+        ["admin", "deny", "add", "host", "x", "--reason", "x"],
+        ["admin", "deny", "add", "image", "nginx"],
+        ["admin", "price", "set"],
+        ["admin", "price", "set", "-1"],
+        ["admin", "price", "set", "NaN"],
+        ["admin", "price", "set", "much"],
+        ["admin", "price", "set", "1e13"],
+        ["admin", "price", "set", "1E+999999999"],
+        ["admin", "usage", "short"],
+        ["admin", "usage", "--limit", "many"],
     ],
 )
 def test_misuse_is_one_line_and_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,9 +326,9 @@ def test_doctor_tells_scripts_and_people_the_same(
 
 
 def test_a_hash_is_what_dns_labels_of_pods_look_like() -> None:
-    assert cli._hash("a" * 52) == "a" * 52
+    assert arguments.parse_hash("a" * 52) == "a" * 52
     with pytest.raises(argparse.ArgumentTypeError):
-        cli._hash("a" * 51 + "1")
+        arguments.parse_hash("a" * 51 + "1")
 
 
 @pytest.mark.parametrize("part", ["proxy", "dns"])

@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_node import libpod
-from codius_node.model import ContainerSpec, FoundState, Isolation, Json, Limits, ManifestHash, PodSpec
+from codius_node.model import (
+    Consumption,
+    ContainerSpec,
+    FoundState,
+    Isolation,
+    Json,
+    Limits,
+    ManifestHash,
+    PodSpec,
+)
 from codius_node.rlimits import MAX_OPEN_FILES, MAX_PROCESSES, RLimit, clamp_rlimits, read_rlimits
 
 HASH = ManifestHash("a2" * 26)
@@ -379,3 +388,29 @@ def test_a_runtime_is_of_a_class_and_an_unknown_one_of_the_weakest(
     runtime: str, isolation: Isolation
 ) -> None:
     assert libpod.classify_runtime(runtime) is isolation
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ({"Error": None, "Stats": [{"MemUsage": 5, "CPUNano": 7}]}, Consumption(5, 7)),
+        ({"Error": None, "Stats": [{"MemUsage": 0, "CPUNano": 0}]}, None),
+        ({"Error": None, "Stats": []}, None),
+        ({"Error": None, "Stats": None}, None),
+        ({"Error": {"message": "no cgroup"}, "Stats": [{"MemUsage": 5, "CPUNano": 7}]}, None),
+    ],
+)
+def test_what_a_container_takes_is_read_where_podman_counts_it(
+    answer: object, found: Consumption | None
+) -> None:
+    assert libpod.parse_stats(json.dumps(answer).encode()) == found
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["[]", "5", "{", '{"Stats": 5}', '{"Stats": [5]}', '{"Stats": [{"MemUsage": -1, "CPUNano": 1}]}',
+     '{"Stats": [{"MemUsage": true, "CPUNano": 1}]}', '{"Stats": [{"MemUsage": 1}]}'],
+)  # fmt: skip
+def test_counts_that_are_none_are_nonsense(answer: str) -> None:
+    with pytest.raises(ValueError):
+        libpod.parse_stats(answer.encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 
@@ -21,6 +21,7 @@ from codius_node.lifecycle import (
     Restart,
     Rewire,
     Step,
+    TakeDown,
     next_deadline,
     plan,
 )
@@ -57,6 +58,7 @@ def planned(
     last_alive: datetime | None = None,
     linked: set[int] | None = None,
     in_flight: set[int] | None = None,
+    denied: set[int] | None = None,
     now: datetime = NOW,
 ) -> list[Step]:
     return plan(
@@ -66,6 +68,7 @@ def planned(
         last_alive=last_alive,
         linked={address(number) for number in linked or ()},
         in_flight={name(number) for number in in_flight or ()},
+        denied={name(number) for number in denied or ()},
     )
 
 
@@ -144,6 +147,30 @@ def test_a_removal_that_was_begun_is_ended(found: dict[int, FoundState]) -> None
     assert planned(stopping, found=found, linked={0}) == [Finish(stopping)]
 
 
+@pytest.mark.parametrize(
+    ("row", "found", "linked", "step"),
+    [
+        (pod(), RUNNING, {0}, TakeDown(pod(), at(60))),
+        (pod(), DEGRADED, set(), TakeDown(pod(), at(60))),
+        (pod(), STOPPED, {0}, TakeDown(pod(), at(1060))),  # the outage is given back, and then credited
+        (pod(), None, set(), TakeDown(pod(), at(1060))),
+        (pod(expires=-1), RUNNING, {0}, Expire(pod(expires=-1))),
+        (pod(expires=-2000), None, set(), Expire(pod(expires=-2000))),
+        (pod(state=PodState.PENDING), RUNNING, {0}, Discard(pod(state=PodState.PENDING))),
+        (pod(state=PodState.STOPPING), RUNNING, {0}, Finish(pod(state=PodState.STOPPING))),
+    ],
+)
+def test_a_denied_pod_goes_whatever_is_found_of_it(
+    row: Pod, found: FoundState | None, linked: set[int], step: Step
+) -> None:
+    states = {} if found is None else {0: found}
+    assert planned(row, found=states, linked=linked, last_alive=at(-1000), denied={0, 5}) == [step]
+
+
+def test_a_denied_upload_in_flight_is_left_to_whoever_carries_it_out() -> None:
+    assert planned(pod(), found={0: RUNNING}, denied={0}, in_flight={0}) == []
+
+
 @pytest.mark.parametrize("state", FoundState)
 def test_a_pod_that_no_row_wants_is_removed(state: FoundState) -> None:
     assert planned(found={0: state}) == [RemoveOrphan(name(0))]
@@ -164,8 +191,10 @@ def test_what_goes_comes_first_and_restarts_last() -> None:
         pod(5, expires=-1),
         pod(6, expires=-2),
     ]
-    steps = planned(*pods, found={1: RUNNING, 2: RUNNING, 9: RUNNING}, linked={2})
+    pods.append(pod(7))
+    steps = planned(*pods, found={1: RUNNING, 2: RUNNING, 9: RUNNING}, linked={2}, denied={7})
     assert [type(step) for step in steps] == [
+        TakeDown,
         Expire,
         Expire,
         Finish,
@@ -175,7 +204,7 @@ def test_what_goes_comes_first_and_restarts_last() -> None:
         Rewire,
         Restart,
     ]
-    assert [step.hash for step in steps[:2]] == [name(6), name(5)]
+    assert [step.hash for step in steps[1:3]] == [name(6), name(5)]
 
 
 def test_the_transitions_are_a_table_over_all_states() -> None:
@@ -207,6 +236,7 @@ class World:
     linked: set[IPv4Address]
     last_alive: datetime | None
     in_flight: set[ManifestHash]
+    denied: set[ManifestHash] = field(default_factory=set)
 
     def plan(self, now: datetime = NOW) -> list[Step]:
         found = [FoundPod(key, state) for key, state in self.engine.items()]
@@ -217,13 +247,14 @@ class World:
             last_alive=self.last_alive,
             linked=self.linked,
             in_flight=self.in_flight,
+            denied=self.denied,
         )
 
     def apply(self, step: Step) -> None:
         match step:
             case RemoveOrphan():
                 del self.engine[step.hash]
-            case Expire() | Finish() | Discard():
+            case TakeDown() | Expire() | Finish() | Discard():
                 self.engine.pop(step.hash, None)
                 self.linked.discard(step.pod.address)
                 del self.rows[step.hash]
@@ -275,6 +306,17 @@ def test_a_plan_broken_off_anywhere_is_finished_by_the_next(world: World, done: 
         world.apply(step)
     for step in world.plan():
         world.apply(step)
+    assert all(isinstance(step, Adopt) for step in world.plan())
+
+
+@given(worlds(), st.sets(NUMBERS))
+def test_of_what_is_denied_nothing_is_left_or_brought_back(world: World, denied: set[int]) -> None:
+    world.denied = {name(number) for number in denied}
+    for step in world.plan():
+        if step.hash in world.denied:
+            assert not isinstance(step, Adopt | Rewire | Restart)
+        world.apply(step)
+    assert not (world.denied - world.in_flight) & (set(world.rows) | set(world.engine))
     assert all(isinstance(step, Adopt) for step in world.plan())
 
 

@@ -61,7 +61,11 @@ def test_every_table_is_strict(database: sqlite3.Connection) -> None:
         if kind == "table" and not name.startswith("sqlite_")
     }
     assert tables == dict.fromkeys(
-        ("manifests", "pods", "ledger", "peers", "settings", "traffic", "refusals"), 1
+        (
+            *("manifests", "pods", "ledger", "peers", "settings", "traffic", "refusals"),
+            *("stops", "denials"),
+        ),
+        1,
     )
 
 
@@ -74,9 +78,14 @@ PEER = "INSERT INTO peers VALUES ('https://a.example', 5, NULL, 0)"
 SETTING = "INSERT INTO settings VALUES ('k', '1', 5)"
 TRAFFIC = f"INSERT INTO traffic VALUES ('{HASH}', 1000, 10, 2000, 20, 5)"
 REFUSAL = f"INSERT INTO refusals VALUES ('{HASH}', 'host', 3)"
+STOP = (
+    "INSERT INTO stops (manifest_hash, seconds, reason, public, legal, credit, created_at, ended_at)"
+    f" VALUES ('{HASH}', 60, 'why', 0, 1, 1, 5, NULL)"
+)
+DENIAL = "INSERT INTO denials VALUES ('image', 'docker.io/library/x', 'why', 0, 1, 1, 0, 5)"
 
 
-@pytest.mark.parametrize("good", [POD, ENTRY, PEER, SETTING, TRAFFIC])
+@pytest.mark.parametrize("good", [POD, ENTRY, PEER, SETTING, TRAFFIC, STOP, DENIAL])
 def test_good_rows_are_taken(database: sqlite3.Connection, good: str) -> None:
     database.execute(good)
 
@@ -113,6 +122,18 @@ def test_good_rows_are_taken(database: sqlite3.Connection, good: str) -> None:
         (TRAFFIC, "20,", "-1,"),
         (TRAFFIC, "2000", "'many'"),
         (TRAFFIC, HASH, "short"),
+        (STOP, HASH, "short"),
+        (STOP, "60", "-60"),
+        (STOP, "'why'", "''"),
+        (STOP, "0, 1, 1", "2, 1, 1"),
+        (STOP, "0, 1, 1", "0, NULL, 1"),
+        (STOP, "0, 1, 1", "0, 1, 'yes'"),
+        (STOP, "5, NULL", "-5, NULL"),
+        (STOP, "5, NULL", "5, -1"),
+        (DENIAL, "'image'", "'host'"),
+        (DENIAL, "'docker.io/library/x'", "''"),
+        (DENIAL, "'why'", "''"),
+        (DENIAL, "0, 1, 1, 0", "0, 1, 1, 2"),
     ],
 )
 def test_bad_rows_are_refused(database: sqlite3.Connection, good: str, old: str, new: str) -> None:
@@ -173,3 +194,9 @@ def test_the_ledger_only_grows(database: sqlite3.Connection, change: str) -> Non
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         database.execute(change)
     assert database.execute("SELECT price FROM ledger").fetchall() == [("12",)]
+
+
+def test_a_name_is_denied_once(database: sqlite3.Connection) -> None:
+    database.execute(DENIAL)
+    with pytest.raises(sqlite3.IntegrityError):
+        database.execute(DENIAL)

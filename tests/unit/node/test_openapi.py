@@ -60,7 +60,7 @@ def test_the_document_names_its_host_and_version() -> None:
 
 def test_what_an_upload_can_meet_is_said_by_status() -> None:
     answers = get(operations.UPLOAD)["responses"]
-    assert set(answers) == {"200", "400", "402", "413", "415", "422", "503"}
+    assert set(answers) == {"200", "400", "402", "403", "413", "415", "422", "503"}
     assert answers["402"]["headers"]["Pay"]
     for sentence in (errors.ManifestError, errors.ImageError, errors.PodStartError):
         assert str(sentence.__doc__).splitlines()[0] in answers["422"]["description"]

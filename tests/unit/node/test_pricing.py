@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_node.parameters import MAX_DURATION
-from codius_node.pricing import SECONDS_PER_MONTH, price
+from codius_node.pricing import HONOURED, MAX_EARLIER, SECONDS_PER_MONTH, Earlier, Prices, price
 from tests.unit.node.documents import recorded
 
 RECORDED = [
@@ -68,3 +69,81 @@ def test_a_price_is_never_below_the_exact_one_nor_a_whole_unit_above(
 def test_buying_in_two_parts_is_never_cheaper(cost: Decimal, first: int, second: int) -> None:
     parts = [price(duration, cost_per_month=cost, scale=6) for duration in (first, second)]
     assert price(first + second, cost_per_month=cost, scale=6) <= sum(parts)
+
+
+# ---- quotes that were given ------------------------------------------------------------------------
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+def minute(number: float) -> datetime:
+    return NOON + timedelta(minutes=number)
+
+
+def follow(first: int, *changes: tuple[float, int]) -> Prices:
+    prices = Prices(Decimal(first))
+    for at, cost in changes:
+        prices = prices.changed(Decimal(cost), minute(at))
+    return prices
+
+
+@pytest.mark.parametrize(
+    ("changes", "at", "charged"),
+    [
+        ((), 0, 10),
+        (((0, 20),), 0, 10),
+        (((0, 20),), 9.99, 10),
+        (((0, 20),), 10, 10),
+        (((0, 20),), 10.01, 20),
+        (((0, 5),), 0, 5),  # a lower price counts at once
+        (((0, 5),), 9, 5),
+        (((0, 20), (5, 30)), 5, 10),
+        (((0, 20), (5, 30)), 10.01, 20),
+        (((0, 20), (5, 30)), 15.01, 30),
+        (((0, 20), (5, 8)), 6, 8),
+        (((0, 20), (5, 8), (6, 30)), 9, 8),
+        (((0, 20), (5, 8), (6, 30)), 16.01, 30),
+        (((0, 20), (5, 10)), 12, 10),
+        (((0, 0), (5, 10)), 14, 0),  # nothing is a price, too
+        (((5, 20), (0, 30)), 4, 10),  # a clock that went back takes no quote away
+    ],
+)
+def test_what_is_charged_is_the_lowest_price_of_the_last_ten_minutes(
+    changes: tuple[tuple[float, int], ...], at: float, charged: int
+) -> None:
+    assert follow(10, *changes).charged(minute(at)) == charged
+
+
+def test_only_what_can_still_be_the_lowest_is_kept() -> None:
+    assert follow(10, (0, 20), (1, 5)).earlier == ()
+    assert follow(10, (0, 20), (20, 30)).earlier == (Earlier(Decimal(20), minute(30)),)
+    assert follow(10, (0, 10)).earlier == ()
+
+
+_CHANGES = st.lists(st.tuples(st.floats(0, 4, allow_nan=False), st.integers(0, 20)), max_size=40)
+
+
+@given(st.integers(0, 20), _CHANGES, st.floats(0, 30, allow_nan=False))
+def test_nobody_pays_more_than_they_were_told_and_nobody_less_than_was_ever_asked_of_late(
+    first: int, steps: list[tuple[float, int]], later: float
+) -> None:
+    prices, at = Prices(Decimal(first)), 0.0
+    history = [(0.0, first)]
+    for pause, cost in steps:
+        at += pause
+        prices = prices.changed(Decimal(cost), minute(at))
+        history.append((at, cost))
+    paid_at = at + later
+    ends = [begin for begin, _ in history[1:]] + [paid_at]
+    counting = [
+        cost
+        for (_, cost), end in zip(history, ends, strict=True)
+        if minute(end) + HONOURED >= minute(paid_at)
+    ]
+    charged = prices.charged(minute(paid_at))
+    assert charged <= min(counting)
+    assert len(prices.earlier) <= MAX_EARLIER
+    if len(steps) <= MAX_EARLIER:
+        assert charged == min(counting)
+    if later > HONOURED.total_seconds() / 60 + 0.01:
+        assert charged == prices.told

@@ -134,7 +134,7 @@ def test_where_rules_come_from_what_was_refused_and_repaired_is_told() -> None:
         )
     )
     assert (
-        "These rules were set at run time; `codiusd policy reset` goes back to those of the settings." in told
+        "These rules were set at run time; `codiusd admin policy reset` goes back to the settings'." in told
     )
     assert "Refused to the pods that run now, in packets: 30 to denied ports, 2 to this host." in told
     assert told[-1].startswith("Others changed these rules in the kernel once since the node started")

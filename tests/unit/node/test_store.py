@@ -39,6 +39,7 @@ from codius_node.model import (
     PodState,
     PrivateVariable,
 )
+from codius_node.session import transaction
 from codius_node.store import (
     AddressTakenError,
     EntryKind,
@@ -46,8 +47,8 @@ from codius_node.store import (
     PodChangedError,
     Store,
     TokenSpentError,
-    _transaction,
 )
+from codius_node.takedown import Terms
 
 NOW = datetime(2025, 6, 1, 12, 0, 0, 123456, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -694,7 +695,7 @@ async def test_one_token_used_by_many_at_once_is_claimed_once(store: Store) -> N
 async def test_nobody_reads_or_writes_in_the_middle_of_a_transaction(store: Store) -> None:
     reached, go_on = asyncio.Event(), asyncio.Event()
 
-    @_transaction
+    @transaction
     async def change_and_regret(store: Store) -> None:
         await store._rows("INSERT INTO settings VALUES ('price', '10', 1)")
         reached.set()
@@ -974,6 +975,7 @@ OPERATIONS = st.lists(
         ),
         st.tuples(st.just("credit"), st.sampled_from(NAMES), st.integers(-(10**6), 10**6)),
         st.tuples(st.just("stop"), st.sampled_from(NAMES)),
+        st.tuples(st.just("take down"), st.sampled_from(NAMES), st.booleans()),
         st.tuples(st.just("remove"), st.sampled_from(NAMES)),
         st.tuples(st.just("reopen")),
     ),
@@ -1000,6 +1002,8 @@ async def perform(store: Store, operation: tuple[object, ...]) -> None:
             await store.move_expiry(pod.hash, later, expected=expected, entry=make_credit(pod))
         case "stop":
             await store.set_state(pod.hash, PodState.STOPPING, expected=PodState.RUNNING)
+        case "take down":
+            await store.stop_pod(pod.hash, Terms("why", credit=cast(bool, rest[0])), NOW)
         case "remove":
             await store.remove_pod(pod.hash)
 
@@ -1024,9 +1028,16 @@ def test_whatever_is_done_the_books_stay_right(operations: list[tuple[object, ..
                         refused = True
                 now_ledger = list(reversed(await store.ledger(limit=1000)))
                 now_pods = {pod.hash: pod for pod in await store.pods()}
-                # The ledger only grows, by one entry at most, and never by one for a refusal.
+                # The ledger only grows, by one entry and a held credit at most, and never for a refusal.
                 assert now_ledger[: len(ledger)] == ledger
-                assert len(now_ledger) - len(ledger) <= (0 if refused else 1)
+                new = [entry.kind for entry in now_ledger[len(ledger) :]]
+                assert new in (
+                    [],
+                    [EntryKind.UPLOAD],
+                    [EntryKind.CREDIT],
+                    [EntryKind.UPLOAD, EntryKind.CREDIT],
+                )
+                assert not (refused and new)
                 tokens = [entry.token for entry in now_ledger if entry.token is not None]
                 assert len(tokens) == len(set(tokens))
                 # A refusal and a restart change nothing; nothing makes a running pod's time shorter.
@@ -1149,7 +1160,7 @@ async def test_a_killed_writer_has_kept_every_promise(tmp_path: Path, lines: int
 
 
 async def test_a_writer_killed_before_any_statement_leaves_whole_transactions(tmp_path: Path) -> None:
-    statements = 26  # add, start, extend and remove one pod, and into the next
+    statements = 27  # add, start, extend and remove one pod, and into the next
     with start_writer(DYING_WRITERS, tmp_path, statements) as process:
         process.communicate(timeout=60)
     assert process.returncode == 0

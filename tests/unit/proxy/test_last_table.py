@@ -8,7 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from codius_proxy.last_table import LastTable
-from codius_proxy.routes import Snapshot, Target, render_add, render_remove, render_snapshot
+from codius_proxy.routes import (
+    Notice,
+    Snapshot,
+    Target,
+    render_add,
+    render_remove,
+    render_snapshot,
+    render_stop,
+)
 
 POD = "a" * 52
 ROUTES = {POD: Target("10.77.0.2", 8080), "b" * 52: Target("10.77.0.6", 80)}
@@ -42,11 +50,24 @@ def test_what_was_noted_since_counts_in_its_order(table: LastTable) -> None:
     assert table.load() == Snapshot({})
 
 
+def test_a_stop_that_was_noted_counts_too(table: LastTable) -> None:
+    notice = Notice(False, "A reason.")
+    table.save(render_snapshot(ROUTES))
+    table.note(render_stop(POD, notice))
+    assert table.load() == Snapshot({"b" * 52: ROUTES["b" * 52]}, {POD: notice})
+
+
 def test_half_of_a_note_takes_no_other_with_it(table: LastTable) -> None:
     table.save(render_snapshot(ROUTES))
     table.note(render_remove(POD))
     table.note(render_remove("b" * 52)[:20])
     assert table.load() == Snapshot({"b" * 52: ROUTES["b" * 52]})
+
+
+def test_who_was_stopped_is_found_too(table: LastTable) -> None:
+    stopped = {"c" * 52: Notice(True, "A court said so.")}
+    table.save(render_snapshot(ROUTES, stopped))
+    assert table.load() == Snapshot(ROUTES, stopped)
 
 
 def test_another_process_finds_it(table: LastTable) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from codius_proxy import refusals
+from codius_proxy import pages, refusals
 from codius_proxy.pages import REASONS, Refusal
+from codius_proxy.routes import Notice
 from codius_proxy.upstream import Failure, Fault
 
 HOST = "https://host.example/"
@@ -18,6 +19,8 @@ CASES: dict[str, tuple[Refusal, int]] = {
     "malformed": (refusals.malformed_name("it is empty", HOST), 400),
     "no_pod": (refusals.no_pod(POD, HOST), 404),
     "pod_gone": (refusals.pod_gone(POD, HOST), 404),
+    "pod_stopped": (refusals.pod_stopped(POD, Notice(False, "Malware."), HOST), 410),
+    "pod_blocked": (refusals.pod_stopped(POD, Notice(True, ""), HOST), 451),
     "pod_busy": (refusals.busy(POD), 503),
     "api_busy": (refusals.busy("api"), 503),
     "pod_starting": (refusals.explain_pod(Failure(Fault.REFUSED, "")), 503),
@@ -55,3 +58,25 @@ def test_only_what_will_be_over_soon_lets_a_page_ask_again() -> None:
         "pod_starting",
         "api_away",
     }
+
+
+def test_a_stopped_pods_reason_is_told_where_the_node_tells_it() -> None:
+    assert "Reason: Malware." in CASES["pod_stopped"][0].message
+    assert "The reason is not public." in CASES["pod_blocked"][0].message
+
+
+def test_what_is_blocked_by_law_says_who_blocks_it() -> None:
+    """RFC 7725 section 4."""
+    blocked, stopped = (pages.render(CASES[label][0], html=False, head_only=True, close=False)
+                        for label in ("pod_blocked", "pod_stopped"))  # fmt: skip
+    assert blocked.startswith(b"HTTP/1.1 451 Unavailable For Legal Reasons\r\n")
+    assert b'\r\nLink: <https://host.example/>; rel="blocked-by"\r\n' in blocked
+    assert stopped.startswith(b"HTTP/1.1 410 Gone\r\n")
+    assert b"Link:" not in stopped
+
+
+def test_a_reason_cannot_make_a_page_do_anything() -> None:
+    refusal = refusals.pod_stopped(POD, Notice(False, "<script>alert(1)</script>"), HOST)
+    page = pages.render(refusal, html=True, head_only=False, close=False)
+    assert b"<script>" not in page
+    assert b"&lt;script&gt;alert(1)" in page
