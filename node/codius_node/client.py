@@ -309,27 +309,41 @@ class Client:
         return Offer(hash, duration, int(price), await self._find_currency())
 
     async def upload(
-        self, parcel: Parcel, duration: int, *, tell: Callable[[str], None] = lambda _: None
+        self,
+        parcel: Parcel,
+        duration: int,
+        *,
+        tell: Callable[[str], None] = lambda _: None,
+        token: str | None = None,
     ) -> PodAnswer:
-        """Upload it, or extend it where it runs already; `tell` gets the host's sentences on the way."""
+        """Upload it, or extend it where it runs already; `tell` gets the host's sentences on the way.
+
+        `token` is a Pay-Token that has been paid for; without it a fresh one goes along.
+        """
         # The quote comes first: a host that would run something else is found out before it gets to.
         offer = await self.quote(parcel, duration, with_private=True)
         try:
-            return await self._upload(parcel, duration, tell, with_progress=True)
+            return await self._upload(parcel, duration, tell, token, with_progress=True)
         except RefusedError as error:
             if error.answer_status == 402:
                 raise self._payment_refusal(offer) from error
             if error.answer_status != 400:
                 raise
         # Hosts of before do not know ?progress= and refuse what they do not know; nothing has begun.
-        return await self._upload(parcel, duration, tell, with_progress=False)
+        return await self._upload(parcel, duration, tell, token, with_progress=False)
 
     async def _upload(
-        self, parcel: Parcel, duration: int, tell: Callable[[str], None], *, with_progress: bool
+        self,
+        parcel: Parcel,
+        duration: int,
+        tell: Callable[[str], None],
+        token: str | None,
+        *,
+        with_progress: bool,
     ) -> PodAnswer:
         query = {"duration": str(duration)} | ({"progress": "true"} if with_progress else {})
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=self._silence)
-        async with self._request("POST", "/pods", query, parcel.document, timeout) as response:
+        async with self._request("POST", "/pods", query, parcel.document, timeout, token) as response:
             if response.status < 300 and response.content_type == PROGRESS_TYPE:
                 answer = await self._follow(response, parcel.hash, tell)
             else:
@@ -425,8 +439,9 @@ class Client:
         query: Mapping[str, str] | None = None,
         document: Json = None,
         timeout: aiohttp.ClientTimeout | None = None,
+        token: str | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        headers = {"Accept": ACCEPT, "Pay-Token": secrets.token_urlsafe(TOKEN_BYTES)}
+        headers = {"Accept": ACCEPT, "Pay-Token": token or secrets.token_urlsafe(TOKEN_BYTES)}
         body = None
         if document is not None:
             headers["Content-Type"] = "application/json"
