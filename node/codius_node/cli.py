@@ -38,6 +38,15 @@ NOISY: Final = frozenset({"asyncio", "aiosqlite", "pyroute2", "aiohttp"})
 """Libraries whose debug lines are about themselves, and there are thousands."""
 UNIT_SECONDS: Final[Mapping[str, int]] = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION: Final = re.compile(r"([0-9]{1,12})([smhdw]?)")
+EXAMPLE: Final = """\
+A codius.json, as short as can be:
+
+  {"manifest": {"name": "hello", "version": "1.0.0", "port": "80",
+    "containers": [{"id": "web", "image": "docker.io/library/nginx:1.27"}]}}
+
+`port` is where a container listens for HTTP. A tag is sent as the digest it is now. For `$NAME` in the
+environment of a container, codiusvars.json has {"vars": {"public": {"NAME": {"value": …}}, "private": {…}}}.
+"""
 NONE: Final = "none"
 """What empties a list of the operator's rules."""
 
@@ -116,7 +125,7 @@ class _Help(argparse.Action):
 
 def _render_help() -> str:
     def group(commands: Mapping[str, str]) -> str:
-        return "\n".join(f"  {name:<8} {what}" for name, what in commands.items())
+        return "\n".join(f"  {name:<8}  {what}" for name, what in commands.items())
 
     return f"""\
 usage: codiusd COMMAND [OPTION…]
@@ -181,6 +190,8 @@ def _build_parser() -> argparse.ArgumentParser:
 
     for name in ("quote", "upload"):
         command = add(name, _ask_host)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = EXAMPLE
         command.add_argument("file", metavar="FILE", type=Path, help="codius.json, or {manifest, private}")
         _add_upload_options(command)
         if name == "upload":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import secrets
 import socket
@@ -19,7 +18,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
-from codius_node import client, sample, sample_program, schema
+from codius_node import client, parcels, sample, sample_program, schema
 from codius_node.config import Settings, is_loopback_name
 from codius_node.errors import CodiusError, NotFoundError
 from codius_node.model import Capacity, Json, ManifestHash, Pod
@@ -351,7 +350,7 @@ class SelfTest:
         document = sample.build_upload(trial.image, nonce=trial.nonce, key=trial.key, built_in=trial.built_in)
         try:
             async with client.Client(self._settings.public_uri.origin) as host:
-                parcel = await client.prepare(document, registry=host.registry)
+                parcel = await parcels.prepare(document, registry=host.registry)
                 with self._passes.grant(parcel.hash, SAMPLE_SECONDS) as token:
                     answer = await host.upload(parcel, SAMPLE_SECONDS, token=token)
         except client.RefusedError as error:
@@ -424,7 +423,7 @@ class SelfTest:
                     except StepError as error:
                         last = error.message
                     except OSError as error:
-                        last = f"the connection broke: {_explain(error)}"
+                        last = f"the connection broke: {client.explain(error)}"
                     except EOFError:
                         last = "the connection ended too early"
                     await asyncio.sleep(PAUSE_SECONDS)
@@ -504,7 +503,7 @@ async def _open(url: str) -> AsyncIterator[tuple[str, asyncio.StreamReader, asyn
                     server_hostname=name if secure else None,
                 )
         except OSError as error:
-            problems.append(f"{address}: {_explain(error)}")
+            problems.append(f"{address}: {client.explain(error)}")
             continue
         try:
             yield parts.netloc, reader, writer
@@ -512,19 +511,6 @@ async def _open(url: str) -> AsyncIterator[tuple[str, asyncio.StreamReader, asyn
             writer.close()
         return
     raise StepError("; ".join(problems) or f"{name} has no address")
-
-
-def _explain(error: OSError) -> str:
-    """Why a connection failed or broke, in words."""
-    match error:
-        case TimeoutError():
-            return "no answer"
-        case ssl.SSLCertVerificationError():
-            return f"its certificate is not valid ({error.verify_message})"
-        case ssl.SSLError():
-            return f"no TLS ({error.reason})"
-        case _:
-            return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
 
 
 async def _read_all(reader: asyncio.StreamReader) -> bytes:

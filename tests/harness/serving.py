@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ START_SECONDS = 10.0
 
 
 @contextmanager
-def serving(app: web.Application, *, path: Path | None = None) -> Iterator[int]:
+def serving(
+    app: web.Application, *, path: Path | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[int]:
     """Its port; 0 when it listens on the Unix socket `path`."""
     ready = threading.Event()
     port = 0
@@ -27,7 +30,7 @@ def serving(app: web.Application, *, path: Path | None = None) -> Iterator[int]:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         if path is None:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
+            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
             await site.start()
             port = runner.addresses[0][1]
         else:

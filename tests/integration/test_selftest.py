@@ -23,7 +23,7 @@ from typing import Final
 import pytest
 from aiohttp import web
 
-from codius_node import answers, api, client, manifest, sample, sample_program, selftest
+from codius_node import answers, api, manifest, parcels, sample, sample_program, selftest
 from codius_node.config import Settings, load
 from codius_node.engine import Engine
 from codius_node.errors import EngineError, PaymentRequiredError, StoreError
@@ -572,7 +572,7 @@ async def test_a_report_that_cannot_be_kept_or_read_stops_nobody(
 ) -> None:
     origin = host.settings.public_uri.origin
     step: Json = {"name": "visit", "verdict": "splendid", "message": "", "hint": None}
-    good: Json = {"beganAt": "2026-11-24T00:00:00Z", "steps": [], "unchecked": []}
+    good: dict[str, Json] = {"beganAt": "2026-11-24T00:00:00Z", "steps": [], "unchecked": []}
     for report in ({}, {**good, "beganAt": "noon"}, {**good, "steps": [step]}, {**good, "steps": None}):
         caplog.clear()
         await host.store.set_setting(
@@ -617,7 +617,7 @@ async def test_whatever_breaks_is_a_step_of_the_report(
     async def hang(*_: object, **__: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(client, "prepare", hang)
+    monkeypatch.setattr(parcels, "prepare", hang)
     monkeypatch.setattr(selftest, "TEST_SECONDS", 0.5)
     report = await host.test.run()
     assert verdicts(report) == ALL_PASSED | dict.fromkeys(("upload", "visit", "websocket"), "failed")
@@ -655,7 +655,7 @@ async def test_a_test_under_way_does_not_keep_the_node_from_stopping(
         begun.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(client, "prepare", hang)
+    monkeypatch.setattr(parcels, "prepare", hang)
     running = asyncio.create_task(host.test.run())
     await begun.wait()
     await host.test.aclose()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_node import cli, config, daemon, edge, supervisor
+from codius_node import cli, config, daemon, edge, parcels, supervisor
 from codius_node.config import Settings
 from codius_node.errors import EngineError
 
@@ -56,6 +56,18 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         cli.main([name, "--help"])
     assert caught.value.code == 0
     assert f"usage: codiusd {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["quote", "upload"])
+def test_the_file_that_is_wanted_is_shown_by_an_example_that_can_be_used(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    text = capsys.readouterr().out
+    example = text[text.index('{"manifest"') : text.rindex("`port`")]
+    (tmp_path / "codius.json").write_text(example)
+    assert parcels.read_upload(tmp_path / "codius.json") == (json.loads(example), False)
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
