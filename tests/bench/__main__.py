@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codius_node.podman_service import choose_runtime
-from tests.bench import dns, loop, memory, network, packets, policy, proxy, reload, upload
+from tests.bench import api, dns, loop, memory, network, packets, policy, proxy, reload, upload
 from tests.harness.namespaces import missing_privilege
 from tests.harness.podman_service import find_missing
 
@@ -54,6 +54,7 @@ class Results:
     reload: reload.Measurement
     packets: packets.Measurement
     memory: memory.Measurement
+    api: api.Measurement
     dns: dns.Measurement
     proxy: proxy.Measurement
 
@@ -110,6 +111,13 @@ def rows(results: Results) -> list[Row]:
         ),
         Row("the same, shared pages counted once: PSS", f"{results.memory.pss:.0f} MiB"),
         Row("podman's own service beside it: RSS", f"{results.memory.podman.rss:.0f} MiB"),
+        Row(
+            "polls of GET /pods a second, through the front door: median",
+            f"{results.api.rate:.0f}",
+            f"at least {api.TARGET}",
+            results.api.rate >= api.TARGET,
+        ),
+        Row("the same, by those of a bare aiohttp handler with the same answer", f"{results.api.ratio:.2f}"),
         *(Row(*row) for row in dns.rows(results.dns)),
         *(
             Row(f"front door, {found.what}", f"{found.measured:.2f}", found.target, found.good)
@@ -218,6 +226,7 @@ async def measure() -> Results:
         reload=await reload.measure(),
         packets=await packets.measure(),
         memory=resting,
+        api=await asyncio.to_thread(api.measure),
         dns=await asyncio.to_thread(dns.measure),
         proxy=await asyncio.to_thread(proxy.measure),
     )
@@ -233,6 +242,7 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
         "reload": reload.as_document(results.reload),
         "packets": packets.as_document(results.packets),
         "memory": memory.as_document(results.memory),
+        "api": api.as_document(results.api),
         "dns": dns.as_document(results.dns),
         "proxy": proxy.as_document(results.proxy),
         "missed": [row.what for row in rows(results) if row.good is False],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,20 @@ from pathlib import Path
 from aiohttp import web
 
 START_SECONDS = 10.0
+POLL_SECONDS = 0.02
+
+
+def wait_for_port(port: int) -> None:
+    """Until another process accepts connections there; OSError when it does not within START_SECONDS."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), START_SECONDS).close()
+            return
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
 
 
 @contextmanager

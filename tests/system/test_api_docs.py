@@ -46,7 +46,8 @@ def test_every_command_of_the_document_works_against_the_demo_that_is_left_runni
                 break
         else:
             pytest.fail("".join(said))
-        run_document(*found.groups(), tmp_path)
+        origin, image = found.groups()
+        run_document(origin, image, tmp_path)
         demo.send_signal(signal.SIGINT)
         rest, _ = demo.communicate(timeout=END_SECONDS)
         assert "your machine's network is as it was" in rest
