@@ -30,6 +30,8 @@ SERVER: Final = "codiusd"
 INTERNAL_MESSAGE: Final = "an internal error occurred; the request was not carried out"
 INTERNAL_HINT: Final = "Try again; if it stays, tell the host's operator: its log has the details."
 
+NO_HTTP_HINT: Final = "It begins with a line such as GET /info HTTP/1.1, its method in capital letters."
+
 OUT_OF_ORDER: Final = HTTPStatus.SERVICE_UNAVAILABLE
 OUT_OF_ORDER_MESSAGE: Final = "this host is out of order for the moment; the request was not carried out"
 OUT_OF_ORDER_HINT: Final = "Nothing was charged. Try again later, or another host: GET /peers."
@@ -194,7 +196,7 @@ class _Connection(web.RequestHandler):
             error = build_error(500, INTERNAL_MESSAGE, INTERNAL_HINT)
         else:
             logger.debug("refused what is not HTTP: %s", message)
-            error = build_error(status, "this is not a valid HTTP request", None)
+            error = build_error(status, "this is not a valid HTTP request", NO_HTTP_HINT)
         response = _render(error)
         response.headers["Cache-Control"] = "no-cache"
         response.headers["Server"] = SERVER

@@ -43,6 +43,7 @@ from codius_node.model import (
     Upload,
 )
 from codius_node.operations import Operation
+from codius_node.payments import is_free
 from codius_node.peers import MAX_EXCHANGED, MAX_LIST_BODY, parse_peer_list
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ class _Api:
             refusal=state.refusal,
             cost_per_month=self._engine.cost_per_month,
             currency=self._engine.currency,
-            free_of_charge=self._free_of_charge,
+            free_of_charge=is_free(self._settings),
             isolation=state.isolation,
             peers=await self._peers.count(),
             some_peers=tuple(await self._peers.sample(pages.PEERS_SHOWN)),
@@ -310,13 +311,9 @@ class _Api:
             uri=self._settings.public_uri.origin,
             cost_per_month=self._engine.cost_per_month,
             currency=self._engine.currency,
-            free_of_charge=self._free_of_charge,
+            free_of_charge=is_free(self._settings),
         )
         return web.Response(text=text, content_type=operations.TEXT_TYPE, charset="utf-8")
-
-    @property
-    def _free_of_charge(self) -> bool:
-        return self._settings.payments in {"", "free"}
 
     async def _look(self) -> _State:
         """The host as it is now; one whose engine is away takes no uploads."""

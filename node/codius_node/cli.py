@@ -42,6 +42,15 @@ UNIT_SECONDS: Final[Mapping[str, int]] = {"": 1, "s": 1, "m": 60, "h": 3600, "d"
 _DURATION: Final = re.compile(r"([0-9]{1,12})([smhdw]?)")
 OLDER_WORDS: Final = frozenset({"policy", "selftest"})
 """Of `codiusd admin`, which once stood alone: scripts that say them without `admin` are understood."""
+EXAMPLE: Final = """\
+A codius.json, as short as can be:
+
+  {"manifest": {"name": "hello", "version": "1.0.0", "port": "80",
+    "containers": [{"id": "web", "image": "docker.io/library/nginx:1.27"}]}}
+
+`port` is where a container listens for HTTP. A tag is sent as the digest it is now. For `$NAME` in the
+environment of a container, codiusvars.json has {"vars": {"public": {"NAME": {"value": …}}, "private": {…}}}.
+"""
 
 OPERATOR_COMMANDS: Final = {
     "run": "the whole host with one command: node, front door and DNS",
@@ -122,7 +131,7 @@ class _Help(argparse.Action):
 
 def _render_help() -> str:
     def group(commands: Mapping[str, str]) -> str:
-        return "\n".join(f"  {name:<8} {what}" for name, what in commands.items())
+        return "\n".join(f"  {name:<8}  {what}" for name, what in commands.items())
 
     return f"""\
 usage: codiusd COMMAND [OPTION…]
@@ -179,6 +188,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name in ("quote", "upload"):
         command = add(name, _ask_host)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = EXAMPLE
         command.add_argument("file", metavar="FILE", type=Path, help="codius.json, or {manifest, private}")
         _add_upload_options(command)
         if name == "upload":

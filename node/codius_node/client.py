@@ -7,31 +7,31 @@ import os
 import re
 import secrets
 import socket
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from decimal import Decimal
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Self
 from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from codius_node import manifest, schema
+from codius_node import manifest, operations, pages, schema
 from codius_node.errors import CodiusError
 from codius_node.model import Json, LogLine, ManifestHash
+from codius_node.parcels import Parcel
+from codius_node.pricing import SECONDS_PER_MONTH
 from codius_node.registry import Registry
 from codius_node.uri import is_loopback_name
 
 DEFAULT_HOST: Final = "http://codius.localhost:3000"
-CODIUS_FILE: Final = "codius.json"
-VARS_FILE: Final = "codiusvars.json"
 ACCEPT: Final = "application/codius-v1+json"
 """What clients of this API have always sent; nothing is decided by it."""
-PROGRESS_TYPE: Final = "application/x-ndjson"
 
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 60.0
@@ -39,15 +39,17 @@ ANSWER_SECONDS: Final = 60.0
 SILENCE_SECONDS: Final = 900.0
 """For the next line of an upload's progress: pulling a large image says nothing for minutes."""
 CURRENCY_SECONDS: Final = 5.0
-"""For the name of the currency; a price is worth showing without."""
+"""For the currency and what a month costs in it; a price is worth showing without."""
+MAX_COST: Final = 10**15
+"""Units of a currency for a month; what a host says beyond is not worth repeating."""
 MAX_ANSWER: Final = 4 * 1024 * 1024
 """Bytes of a host's JSON answer: the operator's list of a few thousand pods is one."""
 MAX_LINE: Final = 64 * 1024
 """Bytes of one line of a log or of progress; a longer one is cut into several."""
-NONCE_BYTES: Final = 16
-"""Random bytes beside each private value, so that its public hash tells nobody what it is."""
 TOKEN_BYTES: Final = 16
 """Of a Pay-Token: 22 characters of base64url."""
+
+NO_HOST_HINT: Final = "Is that a Codius host? `--host` names another."
 
 _PRICE: Final = re.compile(r"[0-9]{1,40}")
 
@@ -64,18 +66,17 @@ class RefusedError(CodiusError):
         self.answer_status = answer_status
 
 
-class FileError(CodiusError):
-    """A file of the user's cannot be used."""
-
-
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A host's price for a manifest: `price` in base units of `currency`, where the host names it."""
+    """A host's price for a manifest: `price` in base units of `currency`, where the host names it. `amount`
+    is about the same in whole units, by what the host says a month costs.
+    """
 
     hash: ManifestHash
     duration: int
     price: int
     currency: str | None
+    amount: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,128 +89,12 @@ class PodAnswer:
     document: Mapping[str, Json]
 
 
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """An upload, checked here as the host will check it. `resolved` maps tags to what they named."""
-
-    hash: ManifestHash
-    document: dict[str, Json]
-    resolved: Mapping[str, str]
-    debug: bool
-    has_port: bool
-
-
 def render_price(offer: Offer) -> str:
     """The host does not say how many base units make one unit of its currency."""
-    return f"{offer.price} base units" + (f" of {offer.currency}" if offer.currency else "")
-
-
-# ---- files ----------------------------------------------------------------------------------------
-
-
-def read_upload(path: Path, variables: Path | None = None) -> tuple[dict[str, Json], bool]:
-    """`{manifest, private?}` from a file, and whether its private values got new nonces just now.
-
-    A `codius.json` takes the `codiusvars.json` beside it along; any other file only `variables`.
-    """
-    document = _read_json(path)
-    complete = isinstance(document, dict) and "private" in document
-    if variables is not None and complete:
-        raise FileError(
-            f"{path} has private values already, and {variables} would add others",
-            hint="Leave --vars out, or give the codius.json that both were made from.",
-        )
-    beside = path.with_name(VARS_FILE)
-    if variables is None and not complete and path.name == CODIUS_FILE and beside.exists():
-        variables = beside
-    if variables is None and path.name != CODIUS_FILE:
-        complete = True
-    if complete:
-        with _naming(path):
-            schema.check_upload(document)
-        return cast("dict[str, Json]", document), False
-    values: Json = {"vars": {}} if variables is None else _read_json(variables)
-    with _naming(path):
-        schema.check_codius_file(document)
-    with _naming(variables or path):
-        schema.check_vars_file(values)
-        made = manifest.generate(document, values, lambda: secrets.token_hex(NONCE_BYTES))
-    upload = cast("dict[str, Json]", made)
-    return upload, bool(upload.get("private"))
-
-
-def _read_json(path: Path) -> Json:
-    try:
-        with path.open("rb") as file:
-            body = file.read(schema.MAX_UPLOAD_BODY + 1)
-    except OSError as error:
-        raise FileError(
-            f"{path} cannot be read: {error.strerror}",
-            hint="Name a codius.json, or a file with {manifest, private}.",
-        ) from error
-    if len(body) > schema.MAX_UPLOAD_BODY:
-        raise FileError(f"{path} is larger than the {schema.MAX_UPLOAD_BODY} bytes that hosts accept")
-    with _naming(path):
-        return schema.decode_json(body, limit=schema.MAX_UPLOAD_BODY)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Puts the file's name in front of what is said about its content."""
-    try:
-        yield
-    except FileError:
-        raise
-    except CodiusError as error:
-        message = error.message.replace("the body", "the file", 1)
-        raise FileError(f"{path}: {message}", hint=error.hint) from error
-
-
-def save_upload(path: Path, document: Mapping[str, Json]) -> None:
-    """The complete `{manifest, private}`, for its owner's eyes only; an existing file is left alone."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-    except OSError as error:
-        raise FileError(
-            f"{path} cannot be written: {error.strerror}", hint="Give --save a new file's name."
-        ) from error
-
-
-async def prepare(
-    document: dict[str, Json],
-    *,
-    registry: Registry,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Parcel:
-    """Tags become digests, and what the host would refuse is refused here, before anything is sent."""
-    shape = schema.check_upload(document)
-    resolved: dict[str, str] = {}
-    for container in shape.containers:
-        if container.image in resolved or "@" in container.image:
-            continue
-        tell(f"asking what {container.image} is now")
-        resolved[container.image] = await registry.resolve(container.image)
-        tell(f"{container.image} is {resolved[container.image]}")
-    manifest_part = cast("dict[str, Json]", document["manifest"])
-    containers = cast("list[dict[str, Json]]", manifest_part["containers"])
-    images: list[Json] = [
-        {**item, "image": resolved.get(str(item["image"]), item["image"])} for item in containers
-    ]
-    pinned: dict[str, Json] = {**document, "manifest": {**manifest_part, "containers": images}}
-    upload = manifest.parse(pinned)
-    return Parcel(
-        hash=upload.manifest.hash,
-        document=pinned,
-        resolved=resolved,
-        debug=upload.manifest.debug,
-        has_port=upload.manifest.port is not None,
-    )
-
-
-# ---- the host -------------------------------------------------------------------------------------
+    text = f"{offer.price} base units" + (f" of {offer.currency}" if offer.currency else "")
+    if offer.amount is None or offer.currency is None:
+        return text
+    return f"{text} (about {pages.render_amount(offer.amount)} {offer.currency})"
 
 
 def parse_host(text: str) -> URL:
@@ -306,31 +191,47 @@ class Client:
         price = answer.get("price")
         if not isinstance(price, str) or not _PRICE.fullmatch(price):
             raise self._nonsense("a price that is no whole number")
-        return Offer(hash, duration, int(price), await self._find_currency())
+        currency, cost_per_month = await self._find_currency()
+        amount = None if cost_per_month is None else cost_per_month * duration / SECONDS_PER_MONTH
+        return Offer(hash, duration, int(price), currency, amount)
 
     async def upload(
-        self, parcel: Parcel, duration: int, *, tell: Callable[[str], None] = lambda _: None
+        self,
+        parcel: Parcel,
+        duration: int,
+        *,
+        tell: Callable[[str], None] = lambda _: None,
+        token: str | None = None,
     ) -> PodAnswer:
-        """Upload it, or extend it where it runs already; `tell` gets the host's sentences on the way."""
+        """Upload it, or extend it where it runs already; `tell` gets the host's sentences on the way.
+
+        `token` is a Pay-Token that has been paid for; without it a fresh one goes along.
+        """
         # The quote comes first: a host that would run something else is found out before it gets to.
         offer = await self.quote(parcel, duration, with_private=True)
         try:
-            return await self._upload(parcel, duration, tell, with_progress=True)
+            return await self._upload(parcel, duration, tell, token, with_progress=True)
         except RefusedError as error:
             if error.answer_status == 402:
                 raise self._payment_refusal(offer) from error
             if error.answer_status != 400:
                 raise
         # Hosts of before do not know ?progress= and refuse what they do not know; nothing has begun.
-        return await self._upload(parcel, duration, tell, with_progress=False)
+        return await self._upload(parcel, duration, tell, token, with_progress=False)
 
     async def _upload(
-        self, parcel: Parcel, duration: int, tell: Callable[[str], None], *, with_progress: bool
+        self,
+        parcel: Parcel,
+        duration: int,
+        tell: Callable[[str], None],
+        token: str | None,
+        *,
+        with_progress: bool,
     ) -> PodAnswer:
         query = {"duration": str(duration)} | ({"progress": "true"} if with_progress else {})
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=self._silence)
-        async with self._request("POST", "/pods", query, parcel.document, timeout) as response:
-            if response.status < 300 and response.content_type == PROGRESS_TYPE:
+        async with self._request("POST", "/pods", query, parcel.document, timeout, token) as response:
+            if response.status < 300 and response.content_type == operations.PROGRESS_TYPE:
                 answer = await self._follow(response, parcel.hash, tell)
             else:
                 answer = await self._read_answer(response)
@@ -400,6 +301,8 @@ class Client:
             if response.status != 200:
                 await self._read_answer(response)
                 raise self._nonsense(f"status {response.status} to a question for logs")
+            if response.content_type != operations.LOG_TYPE:
+                raise self._nonsense(f"{schema.quote(response.content_type)} to a question for logs")
             async for raw in _split_lines(response):
                 yield parse_log_line(raw)
 
@@ -409,13 +312,18 @@ class Client:
         async with self._request("GET", "/info", timeout=timeout) as response:
             return await self._read_answer(response)
 
-    async def _find_currency(self) -> str | None:
-        """What the host counts prices in; old hosts and busy ones may not say."""
+    async def _find_currency(self) -> tuple[str | None, Decimal | None]:
+        """What the host counts prices in, and what a month costs; old hosts and busy ones may not say."""
         try:
-            currency = (await self.info(seconds=CURRENCY_SECONDS)).get("currency")
+            info = await self.info(seconds=CURRENCY_SECONDS)
         except CodiusError:
-            return None
-        return currency if isinstance(currency, str) and re.fullmatch(r"\w{1,16}", currency) else None
+            return None, None
+        currency, cost = info.get("currency"), info.get("costPerMonth")
+        if not isinstance(currency, str) or not re.fullmatch(r"\w{1,16}", currency):
+            return None, None
+        if not isinstance(cost, int | float) or isinstance(cost, bool) or not 0 <= cost < MAX_COST:
+            return currency, None
+        return currency, Decimal(str(cost))
 
     @asynccontextmanager
     async def _request(
@@ -425,8 +333,9 @@ class Client:
         query: Mapping[str, str] | None = None,
         document: Json = None,
         timeout: aiohttp.ClientTimeout | None = None,
+        token: str | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        headers = {"Accept": ACCEPT, "Pay-Token": secrets.token_urlsafe(TOKEN_BYTES)}
+        headers = {"Accept": ACCEPT, operations.PAY_TOKEN: token or secrets.token_urlsafe(TOKEN_BYTES)}
         body = None
         if document is not None:
             headers["Content-Type"] = "application/json"
@@ -484,7 +393,8 @@ class Client:
     def _refusal(self, status: int, document: Mapping[str, Json]) -> RefusedError:
         message, hint = document.get("message"), document.get("hint")
         if not isinstance(message, str) or not message:
-            message = f"the host answered {status} and did not say why"
+            message = f"{self.origin} answered {status} and did not say why"
+            hint = NO_HOST_HINT if status < 500 else "Try again later, or another host with --host."
         return RefusedError(message, answer_status=status, hint=hint if isinstance(hint, str) else None)
 
     def _read_pod(self, answer: Mapping[str, Json], expected: ManifestHash) -> PodAnswer:
@@ -510,9 +420,7 @@ class Client:
             )
 
     def _nonsense(self, what: str) -> HostError:
-        return HostError(
-            f"{self.origin} answered with {what}", hint="Is that a Codius host? `--host` names another."
-        )
+        return HostError(f"{self.origin} answered with {what}", hint=NO_HOST_HINT)
 
 
 @contextmanager
@@ -525,24 +433,45 @@ def _reaching(origin: URL) -> Iterator[None]:
             f"{origin} does not answer", hint="Try again later, or another host with --host."
         ) from error
     except aiohttp.ClientConnectorError as error:
-        raise HostError(
-            f"{origin} cannot be reached: {explain(error)}",
-            hint="Is the host running there, and is the address right? `--host` names another.",
-        ) from error
+        raise HostError(f"{origin} cannot be reached: {explain(error)}", hint=_advise(error)) from error
+    except aiohttp.ClientResponseError as error:
+        raise HostError(f"what answers at {origin} does not speak HTTP", hint=NO_HOST_HINT) from error
+    except aiohttp.ServerDisconnectedError as error:
+        hint = "Try again." if origin.scheme == "https" else "Try again; or does it want https:// in front?"
+        raise HostError(f"{origin} hung up without an answer", hint=hint) from error
     except (aiohttp.ClientError, ConnectionError) as error:
         raise HostError(f"the connection to {origin} broke: {explain(error)}", hint="Try again.") from error
 
 
 def explain(error: BaseException) -> str:
-    """Why a connection failed, in words."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"its certificate is not valid ({error.certificate_error})"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        cause = error.os_error
-        # several addresses make one message of all their errors; resolvers have numbers of their own
-        number = cause.errno or 0
-        return os.strerror(number) if number > 0 else cause.strerror or str(cause)
-    return str(error) or type(error).__name__
+    """Why a connection failed or broke, in words."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return explain(error.certificate_error)
+        case aiohttp.ClientConnectorError():
+            return explain(error.os_error)
+        case TimeoutError():
+            return "no answer"
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not valid ({error.verify_message.rstrip('.')})"
+        case ssl.SSLError():
+            return f"it does not speak TLS ({(error.reason or 'no reason given').lower().replace('_', ' ')})"
+        case OSError():
+            # several addresses make one message of all their errors; resolvers have numbers of their own
+            number = error.errno or 0
+            return os.strerror(number) if number > 0 else error.strerror or str(error) or type(error).__name__
+        case _:
+            return str(error) or type(error).__name__
+
+
+def _advise(error: aiohttp.ClientConnectorError) -> str:
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return "Nothing was sent. Is the address right? If so, its operator has to renew the certificate."
+        case aiohttp.ClientConnectorSSLError():
+            return "Is the address right, with its port? A host without TLS has http:// in front."
+        case _:
+            return "Is the host running there, and is the address right? `--host` names another."
 
 
 async def read_body(response: aiohttp.ClientResponse) -> bytes | None:

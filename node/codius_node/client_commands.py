@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from codius_node import client
+from codius_node import client, parcels, schema
 from codius_node.client import PodAnswer
 from codius_node.environment import HOST_VARIABLE
 from codius_node.model import Json, LogLine, ManifestHash
@@ -27,12 +27,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _quote(arguments: argparse.Namespace) -> int:
-    document, _fresh = client.read_upload(arguments.file, arguments.vars)
+    document, _fresh = parcels.read_upload(arguments.file, arguments.vars)
 
     async def ask() -> client.Offer:
         async with _open_client(arguments) as host:
             with Teller("asking for the price", quiet=arguments.json) as teller:
-                parcel = await client.prepare(document, registry=host.registry, tell=teller.tell)
+                parcel = await parcels.prepare(document, registry=host.registry, tell=teller.tell)
                 return await host.quote(parcel, _seconds(arguments))
 
     offer = asyncio.run(ask())
@@ -52,14 +52,14 @@ def _quote(arguments: argparse.Namespace) -> int:
 
 
 def _upload(arguments: argparse.Namespace) -> int:
-    document, _fresh = client.read_upload(arguments.file, arguments.vars)
+    document, _fresh = parcels.read_upload(arguments.file, arguments.vars)
 
-    async def send() -> tuple[client.Parcel, PodAnswer]:
+    async def send() -> tuple[parcels.Parcel, PodAnswer]:
         async with _open_client(arguments) as host:
             with Teller("uploading", quiet=arguments.json) as teller:
-                parcel = await client.prepare(document, registry=host.registry, tell=teller.tell)
+                parcel = await parcels.prepare(document, registry=host.registry, tell=teller.tell)
                 if arguments.save is not None:
-                    client.save_upload(arguments.save, parcel.document)
+                    parcels.save_upload(arguments.save, parcel.document)
                 return parcel, await host.upload(parcel, _seconds(arguments), tell=teller.tell)
 
     parcel, pod = asyncio.run(send())
@@ -74,26 +74,32 @@ def _upload(arguments: argparse.Namespace) -> int:
 def _extend(arguments: argparse.Namespace) -> int:
     document: dict[str, Json] | None = None
     if not HASH_PATTERN.fullmatch(arguments.target):
-        document, fresh = client.read_upload(Path(arguments.target), arguments.vars)
+        if not Path(arguments.target).exists():
+            raise parcels.FileError(
+                f"{schema.quote(arguments.target)} is neither a pod's hash nor a file",
+                hint="A hash is 52 characters of a-z and 2-7; `codiusd upload` shows it.",
+            )
+        document, fresh = parcels.read_upload(Path(arguments.target), arguments.vars)
         if fresh:
-            raise client.FileError(
+            raise parcels.FileError(
                 f"{arguments.target} cannot name a pod: its private values are hashed anew each time",
                 hint="Give the hash, or the file that `codiusd upload --save` wrote.",
             )
 
-    async def send() -> PodAnswer:
+    async def send() -> tuple[PodAnswer, bool | None]:
         async with _open_client(arguments) as host:
-            hash: ManifestHash = arguments.target
+            hash, debug = ManifestHash(arguments.target), None
             with Teller("extending", quiet=arguments.json) as teller:
                 if document is not None:
-                    hash = (await client.prepare(document, registry=host.registry, tell=teller.tell)).hash
-                return await host.extend(hash, _seconds(arguments))
+                    parcel = await parcels.prepare(document, registry=host.registry, tell=teller.tell)
+                    hash, debug = parcel.hash, parcel.debug
+                return await host.extend(hash, _seconds(arguments)), debug
 
-    pod = asyncio.run(send())
+    pod, debug = asyncio.run(send())
     if arguments.json:
         print_json(dict(pod.document))
     else:
-        _show_pod(pod, "Extended:", arguments, debug=None)
+        _show_pod(pod, "Extended:", arguments, debug=debug)
     return 0
 
 
@@ -145,7 +151,9 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(dict(pod.document))
     else:
-        _show_pod(pod, "The pod runs at", arguments, debug=None)
+        shown = pod.document.get("manifest")
+        debug = shown.get("debug") is True if isinstance(shown, dict) else None
+        _show_pod(pod, "The pod runs at", arguments, debug=debug)
     return 0
 
 

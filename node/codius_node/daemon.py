@@ -33,7 +33,7 @@ from codius_node.model import Pod, Target
 from codius_node.network import KernelNetwork
 from codius_node.noop import NoopEngine, NoopNetwork
 from codius_node.outbound import Outbound
-from codius_node.payments import FreeRail
+from codius_node.payments import FreeRail, HouseRail
 from codius_node.peers import Peers
 from codius_node.podman import Podman
 from codius_node.policy import build_policy
@@ -83,12 +83,13 @@ async def open_node(
         containers, network = await _open_doors(settings, policy.with_egress(chosen or policy.egress), stack)
         host = HostStats(disk=settings.root)
         feed = Feed()
+        rail = HouseRail(FreeRail())
         engine = Engine(
             settings=settings,
             store=store,
             containers=containers,
             network=network,
-            rail=FreeRail(),
+            rail=rail,
             routes=feed,
             host=host,
             clock=clock,
@@ -124,7 +125,10 @@ async def open_node(
         await texts.start(settings.texts_socket)
         stack.push_async_callback(texts.aclose)
         settings.texts_socket.chmod(0o666)  # what DNS tells the world is no secret here
-        selftest = SelfTest(settings=settings, engine=engine, images=containers, clock=clock)
+        selftest = SelfTest(
+            settings=settings, engine=engine, images=containers, passes=rail, store=store, clock=clock
+        )
+        await selftest.load()
         public = api.build_app(
             engine=engine,
             peers=peers,

@@ -44,6 +44,7 @@ NEVER_PUBLIC: Final = (
             "192.0.2.0/24",  # documentation (RFC 5737), and the two below
             "198.51.100.0/24",
             "203.0.113.0/24",
+            "168.63.129.16/32",  # a cloud's (Azure) own services, inside of each of its machines
             "192.88.99.0/24",  # once the relay of 6to4 (RFC 7526)
             "2001::/23",  # protocol assignments (RFC 2928), Teredo and ORCHID among them
             "2001:db8::/32",  # documentation (RFC 3849), and the one below (RFC 9637)
@@ -134,7 +135,6 @@ class Outbound:
                 connector=aiohttp.TCPConnector(
                     resolver=_Pinned(addresses), family=socket.AF_UNSPEC, ssl=self._tls, force_close=True
                 ),
-                cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None),  # ours is around all of it
                 auto_decompress=False,
                 trust_env=False,

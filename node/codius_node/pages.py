@@ -87,6 +87,7 @@ ul { margin: .4rem 0; padding-left: 1.2rem; }
 li { margin: .2rem 0; }
 footer { margin-top: 2.6rem; padding-top: 1rem; border-top: 1px solid var(--line); color: var(--soft);
   font-size: .875rem; }
+dl > div:first-child { grid-column: 1 / -1; }
 @media (max-width: 30rem) { dl { grid-template-columns: 1fr 1fr; } pre { font-size: .8125rem; } }
 """
 
@@ -226,12 +227,12 @@ def _commands(page: HostPage) -> list[tuple[str, str]]:
         ),
         (
             'With curl; upload.json is {"manifest": ..., "private": ...}:',
-            f"curl -H 'Content-Type: application/json' --data-binary @upload.json \\\n"
+            f"curl -H 'Content-Type: application/json' \\\n  --data-binary @upload.json \\\n"
             f"  '{page.uri}/pods?duration=3600'",
         ),
         (
             "What it would cost, before you decide:",
-            f"curl -X OPTIONS -H 'Content-Type: application/json' --data-binary @upload.json \\\n"
+            f"curl -X OPTIONS -H 'Content-Type: application/json' \\\n  --data-binary @upload.json \\\n"
             f"  '{page.uri}/pods?duration=3600'",
         ),
     ]
@@ -257,7 +258,9 @@ def render_size(size: int) -> str:
     """Bytes for people, in binary units; the space does not break."""
     if size < 1024**3:
         return f"{size // 1024**2}\N{NO-BREAK SPACE}MiB"
-    return f"{size / 1024**3:.1f}\N{NO-BREAK SPACE}GiB"
+    if size < 1024**4:
+        return f"{size / 1024**3:.1f}\N{NO-BREAK SPACE}GiB"
+    return f"{size / 1024**4:.1f}\N{NO-BREAK SPACE}TiB"
 
 
 def render_span(seconds: int) -> str:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import secrets
 import socket
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
-from codius_node import client, sample, sample_program, schema
+from codius_node import client, parcels, sample, sample_program, schema
 from codius_node.config import Settings
 from codius_node.errors import CodiusError, NotFoundError
 from codius_node.model import Capacity, Json, ManifestHash, Pod
+from codius_node.payments import is_free
 from codius_node.uri import is_loopback_name
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,10 @@ FIRST_SECONDS: Final = 60.0
 """From the start to the first test: the front door comes up after the node."""
 INTERVAL_SECONDS: Final = 24 * 3600.0
 """Between two tests; chance makes it up to a tenth shorter or longer."""
+KNOWN_SECONDS: Final = 2 * INTERVAL_SECONDS
+"""How long a report says anything of the host: one that is older has missed the next."""
+REPORT_SETTING: Final = "selftest"
+"""The store's key of the last report and of the address it is about."""
 TEST_SECONDS: Final = 300.0
 """For a test as a whole; an operator's own image may have to be pulled."""
 STEP_SECONDS: Final = 20.0
@@ -58,6 +62,7 @@ UNCHECKED_OF_A_ZONE: Final = (
 UNCHECKED_OF_LOCALHOST: Final = (
     "whether others reach this host: names below localhost are every machine's own",
 )
+UNCHECKED_OF_PAYMENT: Final = ("whether clients can pay: the test's own upload was on the house",)
 
 
 class Verdict(StrEnum):
@@ -137,6 +142,21 @@ class Images(Protocol):
     async def import_image(self, name: str, archive: bytes) -> str: ...
 
 
+class Passes(Protocol):
+    """Where the test's upload is paid for: it has no money."""
+
+    def grant(self, hash: ManifestHash, seconds: int) -> AbstractContextManager[str]:
+        """A Pay-Token that pays for this, once, until the block is left."""
+        ...
+
+
+class Store(Protocol):
+    """Where the last report outlives the node."""
+
+    async def get_setting(self, key: str) -> Json: ...
+    async def set_setting(self, key: str, value: Json, now: datetime) -> None: ...
+
+
 class StepError(CodiusError):
     """A step was tried and did not work."""
 
@@ -167,6 +187,8 @@ class SelfTest:
         settings: Settings,
         engine: Engine,
         images: Images,
+        passes: Passes,
+        store: Store,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         first_seconds: float = FIRST_SECONDS,
         step_seconds: float = STEP_SECONDS,
@@ -174,6 +196,8 @@ class SelfTest:
         self._settings = settings
         self._engine = engine
         self._images = images
+        self._passes = passes
+        self._store = store
         self._clock = clock
         self._first_seconds = first_seconds
         self._step_seconds = step_seconds
@@ -183,8 +207,20 @@ class SelfTest:
 
     @property
     def success(self) -> bool | None:
-        """Of the last test since the node started; None when there was none, or it could not tell."""
-        return None if self._last is None else self._last.success
+        """Of the last test; None when there was none, it is long past, or it could not tell."""
+        if self._last is None:
+            return None
+        age = self._clock() - self._last.began_at
+        return self._last.success if timedelta(0) <= age <= timedelta(seconds=KNOWN_SECONDS) else None
+
+    async def load(self) -> None:
+        """Take up the report an earlier run left, where it is about the address the host has now."""
+        try:
+            match await self._store.get_setting(REPORT_SETTING):
+                case {"uri": str(uri), "report": dict(report)} if uri == self._settings.public_uri.origin:
+                    self._last = Report.from_document(report)
+        except (CodiusError, KeyError, TypeError, ValueError) as error:
+            logger.warning("the last self-test's report cannot be read: %s", error)
 
     def start(self) -> None:
         """Begin to test once a day, where the settings say so."""
@@ -221,13 +257,24 @@ class SelfTest:
                     steps[name] = await _try(name, needs, steps, work, trial)
         for name, _, _ in self._plan():
             steps.setdefault(name, Step(name, Verdict.FAILED, f"not done within {TEST_SECONDS:.0f} s"))
-        host = self._settings.public_uri.host
-        local = is_loopback_name(host)
-        self._last = Report(
-            began, tuple(steps.values()), UNCHECKED_OF_LOCALHOST if local else UNCHECKED_OF_A_ZONE
-        )
+        self._last = Report(began, tuple(steps.values()), self._name_unchecked())
         self._log(self._last)
+        await self._keep(self._last)
         return self._last
+
+    def _name_unchecked(self) -> tuple[str, ...]:
+        local = is_loopback_name(self._settings.public_uri.host)
+        return (
+            *(UNCHECKED_OF_LOCALHOST if local else UNCHECKED_OF_A_ZONE),
+            *(() if is_free(self._settings) else UNCHECKED_OF_PAYMENT),
+        )
+
+    async def _keep(self, report: Report) -> None:
+        document: Json = {"uri": self._settings.public_uri.origin, "report": report.as_document()}
+        try:
+            await self._store.set_setting(REPORT_SETTING, document, now=self._clock())
+        except CodiusError as error:
+            logger.warning("the self-test's report ends with this node: %s", error)
 
     def _plan(self) -> tuple[tuple[str, tuple[str, ...], Callable[[_Trial], Awaitable[str]]], ...]:
         """The steps in order, each with those that it cannot do without."""
@@ -304,11 +351,15 @@ class SelfTest:
         document = sample.build_upload(trial.image, nonce=trial.nonce, key=trial.key, built_in=trial.built_in)
         try:
             async with client.Client(self._settings.public_uri.origin) as host:
-                parcel = await client.prepare(document, registry=host.registry)
-                answer = await host.upload(parcel, SAMPLE_SECONDS)
+                parcel = await parcels.prepare(document, registry=host.registry)
+                with self._passes.grant(parcel.hash, SAMPLE_SECONDS) as token:
+                    answer = await host.upload(parcel, SAMPLE_SECONDS, token=token)
         except client.RefusedError as error:
             if error.answer_status == PAYMENT_REQUIRED:
-                raise UncheckedError("uploads are paid for here, and the host does not pay itself") from error
+                raise StepError(
+                    f"what answers at {self._settings.public_uri} wants money for what is paid for",
+                    hint="Another host answers to this name.",
+                ) from error
             raise
         try:
             await self._engine.get(parcel.hash)
@@ -373,7 +424,7 @@ class SelfTest:
                     except StepError as error:
                         last = error.message
                     except OSError as error:
-                        last = f"the connection broke: {_explain(error)}"
+                        last = f"the connection broke: {client.explain(error)}"
                     except EOFError:
                         last = "the connection ended too early"
                     await asyncio.sleep(PAUSE_SECONDS)
@@ -453,7 +504,7 @@ async def _open(url: str) -> AsyncIterator[tuple[str, asyncio.StreamReader, asyn
                     server_hostname=name if secure else None,
                 )
         except OSError as error:
-            problems.append(f"{address}: {_explain(error)}")
+            problems.append(f"{address}: {client.explain(error)}")
             continue
         try:
             yield parts.netloc, reader, writer
@@ -461,19 +512,6 @@ async def _open(url: str) -> AsyncIterator[tuple[str, asyncio.StreamReader, asyn
             writer.close()
         return
     raise StepError("; ".join(problems) or f"{name} has no address")
-
-
-def _explain(error: OSError) -> str:
-    """Why a connection failed or broke, in words."""
-    match error:
-        case TimeoutError():
-            return "no answer"
-        case ssl.SSLCertVerificationError():
-            return f"its certificate is not valid ({error.verify_message})"
-        case ssl.SSLError():
-            return f"no TLS ({error.reason})"
-        case _:
-            return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
 
 
 async def _read_all(reader: asyncio.StreamReader) -> bytes:

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from codius_node.podman_service import choose_runtime
 from tests.bench import (
+    api,
     dns,
     hostile,
     loop,
@@ -66,6 +67,7 @@ class Results:
     reload: reload.Measurement
     packets: packets.Measurement
     memory: memory.Measurement
+    api: api.Measurement
     dns: dns.Measurement
     proxy: proxy.Measurement
     workers: workers.Scaling
@@ -124,6 +126,13 @@ def rows(results: Results) -> list[Row]:
         ),
         Row("the same, shared pages counted once: PSS", f"{results.memory.pss:.0f} MiB"),
         Row("podman's own service beside it: RSS", f"{results.memory.podman.rss:.0f} MiB"),
+        Row(
+            "polls of GET /pods a second, through the front door: median",
+            f"{results.api.rate:.0f}",
+            f"at least {api.TARGET}",
+            results.api.rate >= api.TARGET,
+        ),
+        Row("the same, by those of a bare aiohttp handler with the same answer", f"{results.api.ratio:.2f}"),
         *(Row(*row) for row in dns.rows(results.dns)),
         *(
             Row(f"front door, {found.what}", f"{found.measured:.2f}", found.target, found.good)
@@ -236,6 +245,7 @@ async def measure() -> Results:
         reload=await reload.measure(),
         packets=await packets.measure(),
         memory=resting,
+        api=await asyncio.to_thread(api.measure),
         dns=await asyncio.to_thread(dns.measure),
         proxy=await asyncio.to_thread(proxy.measure),
         workers=await asyncio.to_thread(workers.measure),
@@ -253,6 +263,7 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
         "reload": reload.as_document(results.reload),
         "packets": packets.as_document(results.packets),
         "memory": memory.as_document(results.memory),
+        "api": api.as_document(results.api),
         "dns": dns.as_document(results.dns),
         "proxy": proxy.as_document(results.proxy),
         "workers": workers.as_document(results.workers),

@@ -182,7 +182,7 @@ def ask(path: str, seconds: int) -> Callable[[Server], int]:
     def run(server: Server) -> int:
         place = server.place
         scheme = "https" if place.certificate else "http"
-        return _run_wrk([*headers, f"{scheme}://127.0.0.1:{place.port}{path}"], CONNECTIONS, seconds)[0]
+        return run_wrk([*headers, f"{scheme}://127.0.0.1:{place.port}{path}"], CONNECTIONS, seconds)[0]
 
     return run
 
@@ -192,12 +192,12 @@ def _wrk_changing(seconds: int) -> Callable[[Server], int]:
         place = server.place
         script = place.write("changing.lua", CHANGING % (place.directory.parent / "hosts"))
         url = f"http://127.0.0.1:{place.port}/small"
-        return _run_wrk([f"--script={script}", url], CONNECTIONS, seconds)[0]
+        return run_wrk([f"--script={script}", url], CONNECTIONS, seconds)[0]
 
     return run
 
 
-def _run_wrk(arguments: Sequence[str], connections: int, seconds: int) -> tuple[int, float]:
+def run_wrk(arguments: Sequence[str], connections: int, seconds: int) -> tuple[int, float]:
     """Requests answered, and their median latency in microseconds; nothing but 2xx will do."""
     command = ["taskset", "--cpu-list", str(LOAD_CORE), "wrk", "--threads=1", "--latency"]
     command += [f"--connections={connections}", f"--duration={seconds}s", *arguments]
@@ -253,7 +253,7 @@ def _latency(origin: Server, ours: Server, peer: Server, rounds: int) -> Latency
     for _ in range(rounds):
         for name, server in (("direct", origin), ("ours", ours), ("peer", peer)):
             url = f"http://127.0.0.1:{server.place.port}/small"
-            found[name].append(_run_wrk([f"--header=Host: {host_names()[7]}", url], 1, 1)[1])
+            found[name].append(run_wrk([f"--header=Host: {host_names()[7]}", url], 1, 1)[1])
     return Latency(**found)
 
 

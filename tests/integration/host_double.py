@@ -22,6 +22,7 @@ class HostDouble:
     def __init__(self) -> None:
         self.price = "12"
         self.currency: object = "DEV"
+        self.cost_per_month: object = None
         self.hash: str | None = None
         self.streams = True
         self.knows_progress = True
@@ -52,7 +53,7 @@ class HostDouble:
         return [request for request in self.requests if request[0] == method][-1]
 
     async def _info(self, _: web.Request) -> web.Response:
-        return web.json_response({"currency": self.currency})
+        return web.json_response({"currency": self.currency, "costPerMonth": self.cost_per_month})
 
     async def _pods(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -60,8 +61,7 @@ class HostDouble:
         if self.location is not None:
             return web.Response(status=307, headers={"Location": self.location})
         if self.raw is not None:
-            status, content_type, raw = self.raw
-            return web.Response(status=status, body=raw, headers={"Content-Type": content_type})
+            return self._answer_raw()
         if request.method != "OPTIONS" and self.error is not None:
             return web.json_response(self.error, status=self.error["statusCode"])
         if request.method in {"OPTIONS", "POST"}:
@@ -82,6 +82,11 @@ class HostDouble:
             return await self._stream(request, answer)
         return web.json_response(answer)
 
+    def _answer_raw(self) -> web.Response:
+        assert self.raw is not None
+        status, content_type, body = self.raw
+        return web.Response(status=status, body=body, headers={"Content-Type": content_type})
+
     async def _stream(self, request: web.Request, answer: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
@@ -101,6 +106,8 @@ class HostDouble:
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path_qs, request.headers.copy(), b""))
+        if self.raw is not None:
+            return self._answer_raw()
         if self.error is not None:
             return web.json_response(self.error, status=self.error["statusCode"])
         response = web.StreamResponse(headers={"Content-Type": "application/vnd.codius.raw-stream"})

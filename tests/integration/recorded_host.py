@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,13 +33,29 @@ PUBLIC_PORT = 4310
 """The port in the recorded URLs; the replay's own port is another one."""
 
 
+class ListeningPeers(Peers):
+    """Remembers what it is told, too."""
+
+    def __init__(self, store: Store, outbound: Outbound) -> None:
+        super().__init__(store, outbound)
+        self.suggested: list[str] = []
+
+    def suggest(self, uris: Iterable[str]) -> None:
+        names = list(uris)
+        self.suggested += names
+        super().suggest(names)
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedHost:
-    """Where the replay finds the host, and how the one pod that dies is killed."""
+    """Where the replay finds the host, what it has stored, and how the one pod that dies is killed."""
 
     address: str
     port: int
     authority: str
+    api_socket: Path
+    store: Store
+    peers: ListeningPeers
     doomed: web.AppRunner
 
 
@@ -135,9 +151,10 @@ async def open_recorded_host(
         )
         await feed.start(settings.feed_socket)
         stack.push_async_callback(feed.aclose)
+        peers = ListeningPeers(store, Outbound())
         app = api.build_app(
             engine=engine,
-            peers=Peers(store, Outbound()),
+            peers=peers,
             host=host,
             selftest=SelfTestDouble(),
             settings=settings,
@@ -148,7 +165,9 @@ async def open_recorded_host(
         stack.push_async_callback(runner.cleanup)
         await web.UnixSite(runner, str(settings.api_socket)).start()
         port = await _start_front_door(settings.api_socket, settings.feed_socket, stack)
-        yield RecordedHost("127.0.0.1", port, f"{ZONE}:{PUBLIC_PORT}", doomed)
+        yield RecordedHost(
+            "127.0.0.1", port, f"{ZONE}:{PUBLIC_PORT}", settings.api_socket, store, peers, doomed
+        )
 
 
 async def _start_front_door(api_socket: Path, feed_socket: Path, stack: AsyncExitStack) -> int:

@@ -19,10 +19,11 @@ import aiohttp
 import pytest
 import yarl
 
-from codius_node import api, peers, schema
+from codius_node import api, operations, peers, schema
 from codius_node.config import load
 from codius_node.errors import EngineError, HostFullError, ImageError, PaymentRequiredError
 from codius_node.model import Capacity, LogLine
+from codius_node.operations import Operation
 from tests.integration.engine_double import NOON, EngineDouble, Served, serve_api
 
 IMAGE: Final = "nginx@sha256:" + "0" * 63 + "1"
@@ -325,6 +326,21 @@ async def test_a_browser_may_ask_before_it_uploads(served: Served) -> None:
         assert {"content-type", "pay-token"} <= set(
             response.headers["Access-Control-Allow-Headers"].lower().split(", ")
         )
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [each for each in vars(operations).values() if isinstance(each, Operation)],
+    ids=lambda each: each.name,
+)
+async def test_a_browser_may_ask_about_everything_there_is(served: Served, operation: Operation) -> None:
+    asking = {"Origin": "https://app.example", "Access-Control-Request-Method": operation.method}
+    path = operation.path.replace("{hash}", HASH)
+    async with served.client.options(path, headers=asking) as response:
+        assert (response.status, await response.read()) == (204, b"")
+        assert operation.method in response.headers["Access-Control-Allow-Methods"].split(", ")
+        # the Fetch standard lets nobody read an answer to a request with cookies without it
+        assert "Access-Control-Allow-Credentials" not in response.headers
 
 
 async def test_a_page_may_read_how_to_pay(served: Served) -> None:

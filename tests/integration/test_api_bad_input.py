@@ -1,14 +1,19 @@
-"""Bad input, kind by kind, through the front door to a real node: refused by name, and nothing is changed."""
+"""Bad input, kind by kind, to a real node, through its front door and without it: refused by name, and
+nothing is created, extended or charged.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -17,7 +22,8 @@ import pytest_asyncio
 import yarl
 
 from codius_node.schema import MAX_DEPTH, MAX_UPLOAD_BODY
-from tests.integration.recorded_host import open_recorded_host
+from codius_node.store import Store
+from tests.integration.recorded_host import ListeningPeers, open_recorded_host
 from tests.integration.test_api import DEBUG_DOCUMENT, DOCUMENT, broken
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -25,15 +31,21 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 JSON: Final = {"Content-Type": "application/json"}
 BODY: Final = json.dumps(DOCUMENT).encode()
 OTHER: Final = "b" * 52
+DEADLINE: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host with one pod, and a client that speaks to its front door."""
+    """A host with one pod, and a client that speaks to it."""
 
     client: aiohttp.ClientSession
     origin: str
     hash: str
+    authority: str
+    store: Store
+    peers: ListeningPeers
+    socket: Path | None
+    """The API's own; None: the front door is asked."""
 
     async def ask(
         self, method: str, target: str, body: bytes | None = None, **headers: str
@@ -54,11 +66,29 @@ class Host:
                 assert document["message"]
             return answer.status, document
 
+    async def send(self, line: str) -> tuple[int, Any]:
+        """The answer to a request with exactly this first line."""
+        url = yarl.URL(self.origin)
+        reader, writer = await (
+            asyncio.open_connection(url.host, url.port)
+            if self.socket is None
+            else asyncio.open_unix_connection(self.socket)
+        )
+        try:
+            head = f"{line}\r\nHost: {self.authority}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            writer.write(head.encode())
+            async with asyncio.timeout(DEADLINE):
+                answer, body = (await reader.read()).split(b"\r\n\r\n", 1)
+            return int(answer.split(b" ", 2)[1]), json.loads(body)
+        finally:
+            writer.close()
+
     async def state(self) -> Any:
-        """What must not change: how many pods there are, and until when ours is paid for."""
+        """What must not change: pods, those half begun among them, until when ours is paid for, and money."""
         _, info = await self.ask("GET", "/info")
         _, pod = await self.ask("GET", "/pods?manifestHash=HASH")
-        return info["runningContracts"], pod
+        pods, ledger = await self.store.pods(), await self.store.ledger()
+        return info["runningContracts"], pod, [(each.hash, each.expires_at) for each in pods], ledger
 
     @asynccontextmanager
     async def unchanged(self) -> AsyncIterator[None]:
@@ -67,16 +97,18 @@ class Host:
         assert await self.state() == before
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
-    async with (
-        open_recorded_host(tmp_path_factory.mktemp("host")) as found,
-        aiohttp.ClientSession(headers={"Host": found.authority}) as client,
-    ):
-        origin = f"http://{found.address}:{found.port}"
-        async with client.post(f"{origin}/pods?duration=86400", json=DEBUG_DOCUMENT) as answer:
-            hash = (await answer.json())["manifestHash"]
-        yield Host(client, origin, hash)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["front-door", "socket"])
+async def host(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Host]:
+    async with open_recorded_host(tmp_path_factory.mktemp("host")) as found:
+        socket = found.api_socket if request.param == "socket" else None
+        connector = aiohttp.UnixConnector(str(socket)) if socket else aiohttp.TCPConnector()
+        async with aiohttp.ClientSession(connector=connector, headers={"Host": found.authority}) as client:
+            origin = f"http://{found.address}:{found.port}"
+            async with client.post(f"{origin}/pods?duration=86400", json=DEBUG_DOCUMENT) as answer:
+                hash = (await answer.json())["manifestHash"]
+            yield Host(client, origin, hash, found.authority, found.store, found.peers, socket)
 
 
 # ---- parameters -----------------------------------------------------------------------------------
@@ -138,6 +170,15 @@ async def test_what_is_in_the_wrong_case_is_another_name(
     async with host.unchanged():
         found, _ = await host.ask(method, target, body)
     assert found == status
+
+
+@pytest.mark.parametrize("method", ["get", "Get", "options", "Post", "pUT", "gET", "head"])
+async def test_a_method_in_the_wrong_case_is_none_of_ours(host: Host, method: str) -> None:
+    async with host.unchanged():  # RFC 9110 section 9.1: methods have a case
+        for target in ("/info", f"/pods?manifestHash={host.hash}&duration=60"):
+            status, answer = await host.send(f"{method} {target} HTTP/1.1")
+            assert (status, answer["statusCode"]) == (400, 400)
+            assert "capital letters" in answer["hint"]
 
 
 async def test_a_hash_in_upper_case_names_no_pod(host: Host) -> None:
@@ -415,7 +456,62 @@ def compressed() -> Iterator[tuple[str, bytes, int, str]]:
 async def test_a_compressed_body_is_unpacked_once_whole_and_within_bounds(
     host: Host, coding: str, body: bytes, status: int, says: str
 ) -> None:
+    for method in ("OPTIONS",) if status == 200 else ("OPTIONS", "POST"):
+        async with host.unchanged():
+            found, answer = await host.ask(method, "/pods", body, **{"Content-Encoding": coding})
+        assert found == status
+        assert says in answer.get("message", "")
+
+
+async def test_what_would_unpack_to_more_than_a_body_may_have_is_not_unpacked(host: Host) -> None:
+    bomb = gzip.compress(b" " * 100_000_000)
+    tracemalloc.start()
+    try:
+        status, _ = await host.ask("POST", "/pods", bomb, **{"Content-Encoding": "gzip"})
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert status == 413
+    assert most < 10 * MAX_UPLOAD_BODY
+
+
+# ---- the other body -------------------------------------------------------------------------------
+
+PEER: Final = b'{"peers": ["https://%b.example"]}'
+
+
+def suggestions() -> Iterator[tuple[bytes, str, dict[str, str]]]:
+    """Bodies of `POST /peers/discover`, each naming a host; what is said of them, and further fields."""
+    good = PEER % b"heard-of"
+    packed = {"Content-Encoding": "gzip"}
+    for body, says in (
+        (good[:-1] + b', "peers": []}', "twice in one object"),
+        (good.replace(b"]", b"," + b"[" * 100_000 + b"]" * 100_000 + b"]"), "nested too deeply"),
+        (good.replace(b"heard-of", rb"heard-of\ud83d"), "half of a surrogate pair"),
+        (b"\xef\xbb\xbf" + good, "byte order mark"),
+        (good.replace(b"heard-of", b"heard-of\xff"), "not UTF-8"),
+        (good.replace(b"]", b", NaN]"), "not JSON"),
+        (good.replace(b"]", b", 1e400]"), "too large for a double"),
+        (good.replace(b"]", b", %b]" % (b"9" * 65)), "number of 65 characters"),
+        (good.replace(b"]", b", 1e3]"), "peers[1] must be"),
+        (good.replace(b"peers", b"Peers"), "peers is missing"),
+        (good.replace(b"}", b', "more": 1}'), "more is not a known field"),
+    ):
+        yield body, says, {}
+        yield gzip.compress(body), says, packed
+    yield gzip.compress(good)[:-1], "its end is missing", packed
+    yield good, "cannot be decompressed", packed
+
+
+@pytest.mark.parametrize(("body", "says", "fields"), list(suggestions()))
+async def test_a_list_of_hosts_is_read_as_strictly(
+    host: Host, body: bytes, says: str, fields: dict[str, str]
+) -> None:
+    host.peers.suggested.clear()
     async with host.unchanged():
-        found, answer = await host.ask("OPTIONS", "/pods", body, **{"Content-Encoding": coding})
-    assert found == status
-    assert says in answer.get("message", "")
+        status, answer = await host.ask("POST", "/peers/discover", body, **fields)
+    assert status == 400
+    assert says in answer["message"]
+    assert host.peers.suggested == []
+    status, _ = await host.ask("POST", "/peers/discover", PEER % b"heard-of")
+    assert (status, host.peers.suggested) == (200, ["https://heard-of.example"])

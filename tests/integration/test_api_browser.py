@@ -38,7 +38,8 @@ const headers = {"Content-Type": "application/json", "Pay-Token": "Rny5_WqZJ5kLk
 async function ask(name, method, path, options = {}) {
   try {
     const answer = await fetch(host + path, {method, ...options});
-    seen[name] = {status: answer.status, document: await answer.json()};
+    const text = await answer.text(), json = answer.headers.get("Content-Type").includes("json");
+    seen[name] = {status: answer.status, document: json ? JSON.parse(text) : text};
   } catch (error) { seen[name] = {error: String(error)}; }
 }
 (async () => {
@@ -47,6 +48,13 @@ async function ask(name, method, path, options = {}) {
   await ask("upload", "POST", "/pods?duration=60", {headers, body});
   await ask("extend", "PUT", "/pods?manifestHash=HASH&duration=60", {headers: {"Pay-Token": "x"}});
   await ask("show", "GET", "/pods?manifestHash=HASH", {headers: {"Accept": "application/codius-v1+json"}});
+  await ask("logs", "GET", "/pods/HASH/logs");
+  await ask("peers", "POST", "/peers/discover", {headers, body: '{"peers": []}'});
+  await ask("page", "HEAD", "/");
+  await ask("cookies", "GET", "/info", {credentials: "include"});
+  await ask("cookies first", "POST", "/pods?duration=60", {headers, body, credentials: "include"});
+  await ask("another method", "DELETE", "/pods?manifestHash=HASH");
+  await ask("another field", "GET", "/info", {headers: {"X-Secret": "1"}});
   await ask("refusal", "POST", "/pods?duration=abc", {headers, body});
   await ask("unknown", "GET", "/nowhere");
   document.querySelector("pre").textContent = JSON.stringify(seen);
@@ -117,6 +125,14 @@ async def test_a_page_from_elsewhere_can_quote_upload_extend_and_read_refusals(
         "upload": 200,
         "extend": 200,
         "show": 200,
+        "logs": 403,
+        "peers": 200,
+        "page": 200,
+        # no answer that a page may read: there is nothing here that cookies could be for
+        "cookies": None,
+        "cookies first": None,
+        "another method": None,
+        "another field": None,
         "refusal": 400,
         "unknown": 404,
     }

@@ -51,19 +51,18 @@ def test_each_operation_has_a_section_with_a_command_and_nothing_else_has() -> N
         assert (f"-X {method}" in command) == (method in {"OPTIONS", "PUT"})
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="the commands need curl")
-def test_every_command_works_as_it_stands_and_answers_the_fields_that_are_shown(tmp_path: Path) -> None:
+def run_document(origin: str, image: str, directory: Path) -> None:
+    """All commands as they stand, in one shell; AssertionError unless each answers as is shown."""
     script = f"\necho\necho '{MARK}'\n".join(block.commands.rstrip() for block in BLOCKS)
-    with open_noop_host() as host:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            env={"PATH": os.environ["PATH"], "HOST": host.origin, "IMAGE": IMAGE},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
-        )
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env={"PATH": os.environ["PATH"], "HOST": origin, "IMAGE": image},
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
     assert done.returncode == 0, done.stderr
     answers = done.stdout.split(MARK)
     assert len(answers) == len(BLOCKS)
@@ -72,3 +71,9 @@ def test_every_command_works_as_it_stands_and_answers_the_fields_that_are_shown(
             assert fields(json.loads(answer)) == fields(json.loads(block.shown)), block.commands
         else:
             assert '"statusCode"' not in answer, block.commands
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="the commands need curl")
+def test_every_command_works_as_it_stands_and_answers_the_fields_that_are_shown(tmp_path: Path) -> None:
+    with open_noop_host() as host:
+        run_document(host.origin, IMAGE, tmp_path)

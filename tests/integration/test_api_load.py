@@ -117,6 +117,7 @@ async def meet(directory: Path) -> int:
             await stack.enter_async_context(client.get(f"/pods/{talking}/logs?follow=true"))
             for _ in range(FOLLOWERS)
         ]
+        assert {log.status for log in logs} == {200}
         await asyncio.gather(
             all_of(map(limited(upload), range(UPLOADS))), all_of(map(limited(poll), range(POLLS)))
         )

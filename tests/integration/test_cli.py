@@ -25,7 +25,10 @@ from codius_netpolicy.policy import Egress, EgressMode
 from codius_netpolicy.probes import Result, Verdict
 from codius_netpolicy.traffic import Reason
 from codius_node import cli, selftest
+from codius_node.client import NO_HOST_HINT
 from codius_node.manifest import hash_manifest, parse
+from tests.harness.certificates import make_contexts
+from tests.harness.origin import origin as open_origin
 from tests.harness.serving import serving
 from tests.integration.engine_double import NOON, NodeDouble
 from tests.integration.host_double import EXPIRY, REFUSAL, HostDouble, admin_app
@@ -340,6 +343,62 @@ def test_what_a_terminal_would_obey_is_taken_out_of_a_hosts_words(
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", err)
 
 
+@pytest.mark.parametrize("command", ["quote", "upload", "extend", "logs", "pods"])
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((200, "text/html", b"<h1>Welcome to nginx!</h1>"), "Is that a Codius host?"),
+        (
+            (404, "text/html", b"<h1>404 Not Found</h1>"),
+            "answered 404 and did not say why -- Is that a Codius",
+        ),
+        ((502, "text/html", b"<h1>Bad Gateway</h1>"), "answered 502 and did not say why -- Try again later"),
+    ],
+)
+def test_something_else_at_the_hosts_address_is_told_with_what_to_do(
+    command: str,
+    answer: tuple[int, str, bytes],
+    said: str,
+    run: Run,
+    file: Path,
+    origin: str,
+    host: HostDouble,
+) -> None:
+    host.raw = answer
+    status, out, err = run(command, HASH if command in {"logs", "pods", "extend"} else file)
+    assert (status, out) == (1, "")
+    assert f"codiusd: {origin} answer" in err
+    assert said in err
+
+
+def test_a_certificate_nobody_vouches_for_is_told_in_words(run: Run, file: Path, tmp_path: Path) -> None:
+    serving_context, _ = make_contexts(tmp_path, "another.example")
+    with serving(HostDouble().app(), tls=serving_context) as port:
+        status, _, err = run("quote", file, "--host", f"https://codius.localhost:{port}")
+        assert status == 1
+        assert (
+            "its certificate is not valid (unable to get local issuer certificate) -- Nothing was sent" in err
+        )
+        status, _, err = run("quote", file, "--host", f"http://codius.localhost:{port}")
+        assert status == 1
+        assert "hung up without an answer -- Try again; or does it want https:// in front?" in err
+
+
+def test_tls_asked_of_a_host_without_it_is_told_in_words(run: Run, file: Path, origin: str) -> None:
+    status, _, err = run("quote", file, "--host", origin.replace("http:", "https:"))
+    assert status == 1
+    assert "cannot be reached: it does not speak TLS (" in err
+    assert "A host without TLS has http:// in front." in err
+
+
+async def test_what_is_no_http_is_told_without_its_own_words(run: Run, file: Path) -> None:
+    async with open_origin(answer=b"SSH-2.0-OpenSSH_9.2\r\n") as server:
+        host = f"http://codius.localhost:{server.port}"
+        status, _, err = await asyncio.to_thread(run, "quote", file, "--host", host)
+    assert status == 1
+    assert err.endswith(f"what answers at {host} does not speak HTTP -- {NO_HOST_HINT}\n")
+
+
 def test_a_host_that_is_away_is_named(run: Run, file: Path) -> None:
     status, _, err = run("upload", file, "--host", "http://codius.localhost:1")
     assert status == 1
@@ -368,6 +427,16 @@ def test_a_quote_is_a_price_with_its_currency(run: Run, file: Path, origin: str)
     }
 
 
+def test_a_price_is_shown_in_whole_units_too_by_what_a_month_costs(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.cost_per_month = 10
+    assert run("quote", file)[1].startswith("12 base units of DEV (about 0.0137 DEV) for 1 h\n")
+    for nonsense in (-1, True, "10", 10**15, 1e300, None):
+        host.cost_per_month = nonsense
+        assert run("quote", file)[1].startswith("12 base units of DEV for 1 h\n")
+
+
 def test_a_host_without_a_currency_still_has_a_price(
     run: Run, file: Path, origin: str, host: HostDouble
 ) -> None:
@@ -386,6 +455,26 @@ def test_a_pod_is_extended_by_its_hash(run: Run, origin: str, host: HostDouble) 
 def test_a_pod_is_extended_by_its_file(run: Run, file: Path, origin: str, host: HostDouble) -> None:
     assert run("extend", file)[0] == 0
     assert host.find("PUT")[1] == f"/pods?manifestHash={HASH}&duration=3600"
+
+
+def test_an_extension_says_of_what_when_it_is_neither_hash_nor_file(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("extend", "codius.jsn")
+    assert status == 1
+    assert '"codius.jsn" is neither a pod\'s hash nor a file -- A hash is 52 characters' in err
+
+
+def test_logs_that_a_manifest_closes_are_not_offered(
+    run: Run, file: Path, origin: str, host: HostDouble
+) -> None:
+    host.manifests[HASH] = MANIFEST
+    for command in (("upload", file), ("extend", file), ("pods", HASH)):
+        assert "logs    closed" in run(*command)[1]
+    open_one = {**MANIFEST, "debug": True}
+    hash = str(hash_manifest(open_one))
+    host.manifests[hash] = open_one
+    write(file, {"manifest": open_one})
+    for command in (("upload", file), ("extend", file), ("pods", hash), ("extend", HASH)):
+        assert "logs    codiusd logs" in run(*command)[1]
 
 
 def test_an_extension_answered_for_another_pod_is_refused(run: Run, origin: str, host: HostDouble) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final, cast
 
 import aiohttp
+import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -64,6 +65,26 @@ async def test_the_served_description_is_that_of_all_operations_and_valid(host: 
     ):
         document = await answer.json()
     assert document == openapi.build(ROUTED, uri=host.origin, version=document["info"]["version"])
+
+
+def find_schemas(document: Any) -> Iterator[Any]:
+    """Every JSON Schema of the description, by the places OpenAPI 3.1 has for them."""
+    yield from document["components"]["schemas"].values()
+    for operations_of_path in document["paths"].values():
+        for operation in operations_of_path.values():
+            yield from (parameter["schema"] for parameter in operation.get("parameters", []))
+            answers = operation["responses"].values()
+            for each in (operation.get("requestBody", {}), *answers):
+                yield from (content["schema"] for content in each.get("content", {}).values())
+                yield from (field["schema"] for field in each.get("headers", {}).values())
+
+
+def test_every_schema_in_the_description_is_json_schema() -> None:
+    """OpenAPI's own meta-schema lets any object pass for one: they have a specification of their own."""
+    schemas = list(find_schemas(JUDGE.raw_schema))
+    assert len(schemas) > 50
+    for schema in schemas:
+        jsonschema_rs.meta.validate(schema)
 
 
 async def test_everything_a_language_model_is_told_of_is_there(host: NoopHost) -> None:

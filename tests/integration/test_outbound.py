@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import re
 import ssl
 import threading
 import tracemalloc
@@ -172,11 +173,34 @@ async def test_a_name_without_addresses_or_with_too_many_is_not_asked(addresses:
         await out.ask("GET", PublicUri("https", NAME, 443), "/info")
 
 
-@pytest.mark.parametrize("name", ["127.0.0.0x1", "0x7f.0.0.0x1"])
-async def test_loopback_in_disguise_is_found_out(name: str) -> None:
-    # The C library takes these for 127.0.0.1, whatever a parser of ours makes of them.
-    with pytest.raises(TargetError, match=r"127\.0\.0\.1"):
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("127.0.0.0x1", "127.0.0.1"),
+        ("0x7f.0.0.0x1", "127.0.0.1"),
+        ("0x7f000001", "127.0.0.1"),
+        ("0xa9fea9fe", "169.254.169.254"),
+        ("0xA9.254.0xa9fe", "169.254.169.254"),
+        ("2852039166", "169.254.169.254"),
+        ("0251.0376.0251.0376", "169.254.169.254"),
+        ("169.254.43518", "169.254.169.254"),
+        ("127.1", "127.0.0.1"),
+        ("0", "0.0.0.0"),
+    ],
+)
+async def test_an_address_in_disguise_is_found_out(name: str, address: str) -> None:
+    # The C library takes these for addresses, whatever a parser of ours makes of them.
+    with pytest.raises(TargetError, match=rf" is {re.escape(address)}, "):
         await Outbound().ask("GET", PublicUri("https", name, 9), "/")
+
+
+async def test_a_proxy_in_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with origin() as proxy, origin(answer=answer(b"{}")) as server:
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+            monkeypatch.setenv(name.upper(), f"http://127.0.0.1:{proxy.port}")
+        assert await ask(server) == {}
+        assert (proxy.connections, len(server.requests)) == (0, 1)
 
 
 # ---- how long -------------------------------------------------------------------------------------
@@ -338,6 +362,25 @@ async def test_a_head_that_never_ends_is_cut_off(head: bytes, piece: bytes) -> N
         with pytest.raises(AnswerError, match="cannot be asked"):
             await ask(server)
     assert sent[0] < LEFT_IN_SOCKETS
+
+
+@pytest.mark.parametrize(
+    ("fields", "taken"),
+    [
+        ([f"X-{number}: y" for number in range(outbound.MAX_FIELDS - 2)], True),
+        ([f"X-{number}: y" for number in range(outbound.MAX_FIELDS)], False),
+        (["X-Long: " + "y" * (outbound.MAX_FIELD - 10)], True),
+        (["X-Long: " + "y" * (outbound.MAX_FIELD + 1)], False),
+    ],
+    ids=["many", "too-many", "long", "too-long"],
+)
+async def test_a_head_may_be_so_long_and_no_longer(fields: list[str], taken: bool) -> None:
+    async with origin(answer=answer(b"{}", *fields)) as server:
+        if taken:
+            assert await ask(server) == {}
+        else:
+            with pytest.raises(AnswerError, match="cannot be asked"):
+                await ask(server)
 
 
 CHUNKED: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -11,10 +11,10 @@ import logging
 import socket
 import ssl
 import tarfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
@@ -23,14 +23,14 @@ from typing import Final
 import pytest
 from aiohttp import web
 
-from codius_node import answers, api, client, manifest, sample, sample_program, selftest
+from codius_node import answers, api, manifest, parcels, sample, sample_program, selftest
 from codius_node.config import Settings, load
 from codius_node.engine import Engine
-from codius_node.errors import EngineError, PaymentRequiredError
+from codius_node.errors import EngineError, PaymentRequiredError, StoreError
 from codius_node.feed import Feed
-from codius_node.model import Capacity, ManifestHash, Pod, PodSpec, Quote, Target
+from codius_node.model import Capacity, Json, ManifestHash, Pod, PodSpec, Quote, Receipt, Target
 from codius_node.noop import NoopEngine, NoopNetwork
-from codius_node.payments import FreeRail
+from codius_node.payments import FreeRail, HouseRail
 from codius_node.policy import build_policy
 from codius_node.selftest import Report, SelfTest, StepError, Verdict, judge_names
 from codius_node.store import Store
@@ -123,6 +123,10 @@ class Rail(FreeRail):
         if self.paid:
             raise PaymentRequiredError("pay first")
 
+    async def claim(self, quote: Quote, token: str | None) -> Receipt:
+        await self.authorize(quote, token)
+        return await super().claim(quote, token)
+
 
 @dataclass
 class Host:
@@ -132,15 +136,25 @@ class Host:
     engine: Engine
     containers: Processes
     rail: Rail
+    house: HouseRail
+    store: Store
     test: SelfTest
     target: Callable[[Pod], Target | None] | None = None
 
-    def retest(self, settings: Settings | None = None, **options: float) -> SelfTest:
+    def retest(
+        self,
+        settings: Settings | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        **options: float,
+    ) -> SelfTest:
         """Another one, with other settings."""
         return SelfTest(
             settings=settings or self.settings,
             engine=self.engine,
             images=self.containers,
+            passes=self.house,
+            store=self.store,
+            clock=clock,
             step_seconds=options.get("step_seconds", STEP_SECONDS),
             first_seconds=options.get("first_seconds", selftest.FIRST_SECONDS),
         )
@@ -171,6 +185,7 @@ async def open_host(
         if relay is not None:
             await stack.enter_async_context(relay)
         containers, rail, feed = Processes(), Rail(), Feed()
+        house = HouseRail(rail)
         containers.keep_in(directory)
         stack.push_async_callback(containers.aclose)
         store = await Store.open(settings.database, key_path=settings.key_file, restore=manifest.restore)
@@ -180,7 +195,7 @@ async def open_host(
             store=store,
             containers=containers,
             network=NoopNetwork(build_policy(settings)),
-            rail=rail,
+            rail=house,
             routes=feed,
             host=Room(),
             target_of=lambda pod: (host.target or own_process)(pod),
@@ -189,8 +204,15 @@ async def open_host(
         def own_process(_: Pod) -> Target:
             return Target("127.0.0.1", containers.port)
 
-        test = SelfTest(settings=settings, engine=engine, images=containers, step_seconds=STEP_SECONDS)
-        host = Host(settings, engine, containers, rail, test)
+        test = SelfTest(
+            settings=settings,
+            engine=engine,
+            images=containers,
+            passes=house,
+            store=store,
+            step_seconds=STEP_SECONDS,
+        )
+        host = Host(settings, engine, containers, rail, house, store, test)
         await feed.start(settings.feed_socket)
         stack.push_async_callback(feed.aclose)
         app = api.build_app(
@@ -348,12 +370,14 @@ async def open_host_elsewhere() -> AsyncIterator[int]:
 async def test_an_upload_that_arrives_at_another_node_is_found_out(host: Host, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     async with open_host(tmp_path / "other") as other:
-        stranger = SelfTest(
-            settings=host.settings, engine=other.engine, images=host.containers, step_seconds=STEP_SECONDS
-        )
+        stranger = replace(other, settings=host.settings, containers=host.containers).retest()
+        report = await stranger.run()
+        assert verdicts(report)["upload"] == "failed"
+        assert "this node has not got it" in message(report, "upload")
+        host.rail.paid = True
         report = await stranger.run()
     assert verdicts(report)["upload"] == "failed"
-    assert "this node has not got it" in message(report, "upload")
+    assert "wants money for what is paid for" in message(report, "upload")
 
 
 async def test_a_pod_that_does_not_answer_fails_the_visit_and_the_websocket(host: Host) -> None:
@@ -455,7 +479,6 @@ async def test_an_operators_own_image_need_only_serve_and_echo(host: Host) -> No
 @pytest.mark.parametrize(
     ("hinder", "step", "said"),
     [
-        (lambda host, _: setattr(host.rail, "paid", True), "upload", "paid for"),
         (lambda host, patch: patch.setattr(host.engine, "capacity", full), "upload", "full"),
         (
             lambda host, _: setattr(host, "settings", replace(host.settings, noop=True)),
@@ -468,7 +491,7 @@ async def test_an_operators_own_image_need_only_serve_and_echo(host: Host) -> No
             "CODIUS_SELFTEST_IMAGE",
         ),
     ],
-    ids=["paid", "full", "noop", "processor"],
+    ids=["full", "noop", "processor"],
 )
 async def test_what_cannot_be_tried_is_neither_success_nor_failure(
     host: Host,
@@ -483,6 +506,82 @@ async def test_what_cannot_be_tried_is_neither_success_nor_failure(
     assert verdicts(report)[step] == verdicts(report)["visit"] == "unchecked"
     assert said in message(report, step)
     assert report.success is None
+
+
+async def test_a_host_that_is_paid_tests_itself_on_the_house_and_gives_nothing_away(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.rail.paid = True
+    tokens: list[str] = []
+    grant = host.house.grant
+
+    @contextlib.contextmanager
+    def watch(hash: ManifestHash, seconds: int) -> Iterator[str]:
+        with grant(hash, seconds) as token:
+            tokens.append(token)
+            yield token
+
+    monkeypatch.setattr(host.house, "grant", watch)
+    report = await host.retest(replace(host.settings, payments="interledger")).run()
+    assert verdicts(report) == ALL_PASSED, report
+    assert report.success is True
+    assert report.beyond == (*selftest.UNCHECKED_OF_LOCALHOST, *selftest.UNCHECKED_OF_PAYMENT)
+    [pod] = await host.engine.pods()
+    [entry] = await host.store.ledger(pod.hash)
+    assert (entry.rail, entry.price, entry.token) == (HouseRail.name, 0, None)
+    for token in (*tokens, None, "x" * 22):
+        with pytest.raises(PaymentRequiredError):
+            await host.engine.extend(pod.hash, selftest.SAMPLE_SECONDS, token=token)
+    assert [each.expires_at for each in await host.engine.pods()] == [pod.expires_at]
+
+
+async def test_what_the_last_test_found_is_known_after_a_restart_for_two_days(host: Host) -> None:
+    began = (await host.test.run()).began_at.replace(microsecond=0)  # it is kept to the second
+    later = began
+
+    async def restarted(settings: Settings | None = None) -> bool | None:
+        test = host.retest(settings, clock=lambda: later)
+        await test.load()
+        return test.success
+
+    assert await restarted() is True
+    later += timedelta(days=2)
+    assert await restarted() is True
+    later += timedelta(seconds=1)
+    assert await restarted() is None
+    later = began - timedelta(seconds=1)
+    assert await restarted() is None
+    later = began
+    renamed = load({"CODIUS_PUBLIC_URI": "https://another.example"}).public_uri
+    assert await restarted(replace(host.settings, chosen_public_uri=renamed)) is None
+    host.containers.error = EngineError("podman is away")
+    await host.test.run()
+    later = datetime.now(UTC)
+    assert await restarted() is False
+
+
+async def test_a_report_that_cannot_be_kept_or_read_stops_nobody(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    origin = host.settings.public_uri.origin
+    step: Json = {"name": "visit", "verdict": "splendid", "message": "", "hint": None}
+    good: dict[str, Json] = {"beganAt": "2026-11-24T00:00:00Z", "steps": [], "unchecked": []}
+    for report in ({}, {**good, "beganAt": "noon"}, {**good, "steps": [step]}, {**good, "steps": None}):
+        caplog.clear()
+        await host.store.set_setting(
+            selftest.REPORT_SETTING, {"uri": origin, "report": report}, now=datetime.now(UTC)
+        )
+        await host.test.load()
+        assert host.test.success is None
+        assert "cannot be read" in caplog.text
+
+    async def fail(*_: object, **__: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(host.store, "set_setting", fail)
+    assert (await host.test.run()).success is True
+    assert host.test.success is True
+    assert "ends with this node: the disk is full" in caplog.text
 
 
 async def full() -> Capacity:
@@ -511,7 +610,7 @@ async def test_whatever_breaks_is_a_step_of_the_report(
     async def hang(*_: object, **__: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(client, "prepare", hang)
+    monkeypatch.setattr(parcels, "prepare", hang)
     monkeypatch.setattr(selftest, "TEST_SECONDS", 0.5)
     report = await host.test.run()
     assert verdicts(report) == ALL_PASSED | dict.fromkeys(("upload", "visit", "websocket"), "failed")
@@ -549,7 +648,7 @@ async def test_a_test_under_way_does_not_keep_the_node_from_stopping(
         begun.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(client, "prepare", hang)
+    monkeypatch.setattr(parcels, "prepare", hang)
     running = asyncio.create_task(host.test.run())
     await begun.wait()
     await host.test.aclose()

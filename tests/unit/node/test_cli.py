@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codius_node import admin_arguments, arguments, cli, config, daemon, edge, supervisor
+from codius_node import admin_arguments, arguments, cli, config, daemon, edge, parcels, supervisor
 from codius_node.config import Settings
 from codius_node.environment import Environment
 from codius_node.errors import EngineError
@@ -97,6 +97,18 @@ def test_older_words_are_words_of_admin(word: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         cli.main([word, "--help"])
     assert f"usage: codiusd admin {word}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["quote", "upload"])
+def test_the_file_that_is_wanted_is_shown_by_an_example_that_can_be_used(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    text = capsys.readouterr().out
+    example = text[text.index('{"manifest"') : text.rindex("`port`")]
+    (tmp_path / "codius.json").write_text(example)
+    assert parcels.read_upload(tmp_path / "codius.json") == (json.loads(example), False)
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,6 +186,7 @@ def test_sizes_and_spans() -> None:
     assert render_size(0) == f"0{space}MiB"
     assert render_size(512 * 2**20) == f"512{space}MiB"
     assert render_size(int(17.65 * 2**30)) == f"17.6{space}GiB"
+    assert render_size(32 * 2**40) == f"32.0{space}TiB"
     assert render_span(0) == "less than a minute"
     assert render_span(60) == "1 min"
     assert render_span(3600) == "1 h 0 min"

@@ -162,6 +162,29 @@ async def test_no_more_hosts_are_remembered_than_there_is_room_for(monkeypatch: 
         ("https://a.example/path", []),
         ("https://a.example?x", []),
         ("https://user@a.example", []),
+        ("https://user:word@a.example", []),
+        ("https://@a.example", []),
+        (r"https://a.example\@b.example", []),
+        ("https://a.example.", []),
+        ("https://localhost.", []),
+        ("https://a.example:65536", []),
+        ("https://a.example:-1", []),
+        ("https://a..example", []),
+        ("https://a.example%00", []),
+        ("https://a_b.example", []),
+        ("https://169.254.169.254", []),
+        ("https://169.254.169.254.", []),
+        ("https://2852039166", []),
+        ("https://0251.0376.0251.0376", []),
+        ("https://025177524776", []),
+        ("https://169.254.43518", []),
+        ("https://127.1", []),
+        ("https://0", []),
+        ("https://1\u3002example\u30021", []),
+        ("https://\u2460\u2461\u2466.0.0.1", []),
+        ("https://[fe80::1%25eth0]", []),
+        ("https://[::ffff:169.254.169.254]", []),
+        ("https://[64:ff9b::a9fe:a9fe]", []),
         ("file:///etc/passwd", []),
         ("javascript:alert(1)", []),
         ("https://a.example:99999", []),
@@ -298,6 +321,65 @@ async def test_strangers_cannot_make_us_ask_more_than_so_many_hosts_a_round() ->
     for _ in range(40):
         await known.look_around()
     assert len(web.looked_at) == len(set(web.looked_at)) == peers.MAX_CANDIDATES
+
+
+async def test_no_more_hosts_are_looked_at_in_a_round_however_many_are_due() -> None:
+    store, web, clock = Memory(), Web(), Clock()
+    store.added = {f"https://h{number}.example": NOON for number in range(3 * peers.LOOKS_A_ROUND)}
+    known = make_peers(store, web=web, clock=clock)
+    await known.look_around()
+    clock.now += CHECK
+    for rounds in range(1, 4):
+        await known.look_around()
+        assert len(set(web.looked_at)) == len(web.looked_at) == rounds * peers.LOOKS_A_ROUND
+
+
+async def test_hosts_that_were_looked_at_together_are_not_looked_at_together_again() -> None:
+    store, web, clock = Memory(), Web(), Clock()
+    known = make_peers(store, *(f"https://h{number}.example" for number in range(20)), web=web, clock=clock)
+    await known.start()
+    await known.look_around()
+    assert len(web.looked_at) == 20
+    clock.now += CHECK
+    await known.look_around()
+    assert 20 < len(web.looked_at) < 40
+    await known.aclose()
+
+
+async def test_the_time_between_two_rounds_is_left_to_chance() -> None:
+    class Hasty(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            assert a < 1 < b
+            return 1e-9
+
+    class Waiting(Memory):
+        rounds = 0
+        again = asyncio.Event()
+
+        async def peers(self) -> Mapping[str, int]:
+            self.rounds += 1
+            if self.rounds == 3:
+                self.again.set()
+            return {}
+
+    store = Waiting()
+    known = Peers(store, Web(), chance=Hasty(), round_seconds=1e6)
+    await known.start()
+    async with asyncio.timeout(10):
+        await store.again.wait()
+    await known.aclose()
+
+
+async def test_whoever_tells_the_most_does_not_keep_all_others_out() -> None:
+    store, web = Memory(), Web()
+    known = make_peers(store, web=web)
+    known.suggest(f"https://loud{number}.example" for number in range(peers.MAX_CANDIDATES))
+    known.suggest(f"https://late{number}.example" for number in range(50))
+    for _ in range(peers.MAX_CANDIDATES // peers.LOOKS_A_ROUND + 1):
+        await known.look_around()
+    late = [uri for uri in web.looked_at if "late" in uri]
+    assert 0 < len(late) <= 50
+    assert len(web.looked_at) == peers.MAX_CANDIDATES
 
 
 async def test_a_host_that_tells_nonsense_stays_known_and_nothing_of_it_is_believed() -> None:
