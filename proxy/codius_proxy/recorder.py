@@ -7,6 +7,7 @@ worker never waits for a disk, and a worker that ends takes no counter with it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import marshal
 import os
@@ -28,9 +29,12 @@ MAX_KEPT: Final = 4096  # requests a worker keeps while the recorder is behind; 
 MAX_MESSAGE: Final = 128 * 1024  # bytes; a batch of long targets is cut in two until it fits
 SEND_BUFFER: Final = 1024 * 1024  # bytes asked for between workers and recorder; the kernel may give less
 MAX_READS: Final = 16  # messages read before the scraper of the metrics gets its turn
+LAST_WORDS: Final = 1.0  # seconds for a recorder that is behind to take what a worker says at its end
 SCRAPE_TIMEOUT: Final = 5.0  # seconds for a scraper to say what it wants, and to read it
 MAX_SCRAPE_HEAD: Final = 8 * 1024  # bytes
 FORMAT: Final = 2  # of marshal: the last one that does not look for objects it has seen
+
+_LATER: Final = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM))  # no room now; there will be
 
 Message: TypeAlias = tuple[
     int,  # process id of the worker
@@ -101,6 +105,22 @@ class Outbox:
             del records[:excess]
             self._dropped += excess
 
+    async def aclose(self) -> None:
+        """Send the rest; no request is left out because the recorder was busy at that moment."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LAST_WORDS
+        self.flush()
+        while self._records and loop.time() < deadline:
+            room = asyncio.Event()
+            loop.add_writer(self._sending, room.set)
+            try:
+                await asyncio.wait_for(room.wait(), LAST_WORDS)
+            except TimeoutError:
+                break
+            finally:
+                loop.remove_writer(self._sending)
+            self.flush()
+
     @property
     def _news(self) -> bool:
         return bool(self._accepted or self._dropped or self._turned_away)
@@ -118,9 +138,9 @@ class Outbox:
             return taken + self._send(records[middle:]) if taken == middle else taken
         try:
             self._sending.send(data)
-        except BlockingIOError:
-            return 0
         except OSError as error:
+            if error.errno in _LATER:
+                return 0
             logger.warning("the recorder did not take %d records: %s", len(records), error)
             self._dropped += len(records)
             return len(records)
@@ -156,8 +176,9 @@ class Recorder:
         self.metrics = Metrics()
         self._log = log
         self._connections: dict[int, int] = {}  # open now, by process id
+        self.buffer = memoryview(bytearray(2 * MAX_MESSAGE))
 
-    def take(self, message: bytes) -> None:
+    def take(self, message: bytes | memoryview) -> None:
         """Log and count what a worker sent."""
         found: Message = marshal.loads(message)  # noqa: S302 - our own
         pid, worker, connections, accepted, turned_away, dropped, records = found
@@ -215,10 +236,10 @@ def _read(receiving: socket.socket, recorder: Recorder, most: int) -> bool:
     """Take at most that many messages; whether there may be more."""
     for _ in range(most):
         try:
-            message = receiving.recv(2 * MAX_MESSAGE)
+            size = receiving.recv_into(recorder.buffer)
         except BlockingIOError:
             return False
-        recorder.take(message)
+        recorder.take(recorder.buffer[:size])
     return True
 
 

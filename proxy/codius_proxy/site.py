@@ -156,7 +156,7 @@ class Site:
 
     async def aclose(self) -> None:
         await self.pool.aclose()
-        self.observer.flush()
+        await self.observer.aclose()
         if self._ticker is not None:
             self._ticker.cancel()
 

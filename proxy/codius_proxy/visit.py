@@ -71,6 +71,10 @@ class Observer(Protocol):
         """A moment with nothing on the hot path: pass on what was gathered."""
         ...
 
+    async def aclose(self) -> None:
+        """Nobody comes any more."""
+        ...
+
 
 class Unobserved:
     """Nobody counts."""
@@ -85,4 +89,7 @@ class Unobserved:
         pass
 
     def flush(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
         pass
