@@ -23,7 +23,7 @@ from codius_proxy.refusals import host_crowded
 from codius_proxy.request import RequestHead
 from codius_proxy.request_reader import RequestReader
 from codius_proxy.site import Site
-from codius_proxy.transports import MIN_PROGRESS, count_unsent, reset
+from codius_proxy.transports import count_unsent, reset
 from codius_proxy.tunnel import Tunnel
 from codius_proxy.visit import End, Visit
 
@@ -189,7 +189,7 @@ class VisitorConnection(asyncio.Protocol):
         state = self._state
         if self.blocked or state in (_LINGER, _CLOSED):
             unsent = count_unsent(self._transport)
-            if 0 < unsent <= self._unsent - MIN_PROGRESS:  # slow, but reading
+            if 0 < unsent <= self._unsent - self.site.config.limits.progress:  # slow, but reading
                 self._unsent = unsent
                 self.wait(self.site.config.timeouts.body)
             else:
@@ -401,7 +401,8 @@ class VisitorConnection(asyncio.Protocol):
         if exchange is not None:
             exchange.body(body)
             self._trickled += size
-            if self._trickled >= MIN_PROGRESS or self.reader.body_done or exchange.started:
+            enough = self.site.config.limits.progress
+            if self._trickled >= enough or self.reader.body_done or exchange.started:
                 self._trickled = 0
                 self.touch()
             self.regulate()

@@ -10,9 +10,6 @@ import struct
 import termios
 from typing import Final, cast
 
-# Bytes within the body time-out. Who sends or reads less is not slow but holds a connection: a modem of
-# 1990 is fifty times faster.
-MIN_PROGRESS: Final = 512
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from codius_proxy.transports import MIN_PROGRESS, count_unsent, reset
+from codius_proxy.transports import count_unsent, reset
 from codius_proxy.upstream import TargetConnection
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ class Tunnel:
 
     def expired(self) -> None:
         """Nothing passed for too long; but a side may be slow and still take what waits for it."""
+        enough = self._site.config.limits.progress
         # Both are looked at, whatever the first says.
-        if self.visitor_side.progressed() | self.target_side.progressed():
+        if self.visitor_side.progressed(enough) | self.target_side.progressed(enough):
             self.moved()
         else:
             self.abort()
@@ -102,10 +103,10 @@ class _Side(asyncio.Protocol):
         self.passed = 0  # bytes that came
         self._unsent = 0  # when it was blocked, or last looked at
 
-    def progressed(self) -> bool:
-        """Whether it took some of what waits for it since the last look."""
+    def progressed(self, enough: int) -> bool:
+        """Whether it took so many bytes of what waits for it since the last look."""
         before, self._unsent = self._unsent, count_unsent(self.transport)
-        return 0 < self._unsent <= before - MIN_PROGRESS
+        return 0 < self._unsent <= before - enough
 
     def data_received(self, data: bytes) -> None:
         self.passed += len(data)
