@@ -267,12 +267,15 @@ class VisitorConnection(asyncio.Protocol):
         self._leave()
 
     def cut(self, end: End = End.VISITOR_LOST, reason: str = "") -> None:
-        """End now. Where the end would pass for the answer's, a reset says that it is none."""
+        """End now. Where the end would pass for the answer's, a reset says that it is none.
+
+        It also frees what the kernel holds for a visitor that does not read, for minutes otherwise.
+        """
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.abandon(end, reason=reason)
         self._state = _CLOSED
-        if self.ends_by_close:
+        if self.ends_by_close or self.blocked:
             reset(self._transport)
         else:
             self._transport.abort()

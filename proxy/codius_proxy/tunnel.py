@@ -70,8 +70,11 @@ class Tunnel:
         """It ends when its own sides end it, or with the drain's deadline."""
 
     def abort(self) -> None:
-        self.visitor_side.transport.abort()
-        self.target_side.transport.abort()
+        for side in (self.visitor_side, self.target_side):
+            if side.blocked:
+                reset(side.transport)  # the kernel need not hold what it does not read
+            else:
+                side.transport.abort()
 
     def _visitor_lost(self, exc: Exception | None) -> None:
         self._finished(self)
