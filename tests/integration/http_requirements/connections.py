@@ -5,12 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.harness.origin import ANSWER
-from tests.integration.http_requirements.row import (
-    LENGTH,
-    Requirement,
-    answer,
-    get,
-)
+from tests.integration.http_requirements.row import LENGTH, Requirement, answer, get, post
 
 ROWS: Final = (
     # Connections.
@@ -65,5 +60,66 @@ ROWS: Final = (
         visitor_gets=(b"hello",),
         visitor_misses=(b"Connection: close",),
         pod_connections=2,
+    ),
+    Requirement(
+        "9112 9.3",
+        "MUST NOT",
+        "No request follows on a connection with an HTTP/1.0 pod.",
+        get() + get(),
+        pod=answer(LENGTH, b"Connection: keep-alive", line=b"HTTP/1.0 200 OK"),
+        visitor_gets=(b"hello",),
+        pod_connections=2,
+    ),
+    Requirement(
+        "9112 9.3.1",
+        "MUST NOT",
+        "What may not be done twice is not sent again, also where a connection ended early.",
+        get() + post(),
+        pod_answers=(ANSWER, b""),
+        visitor_gets=(b"HTTP/1.1 200 ", b"HTTP/1.1 502 "),
+        pod_connections=1,
+    ),
+    Requirement(
+        "9112 9.3.1",
+        "MAY",
+        "What may be done twice is sent again when a kept connection ended early.",
+        get() + get(line=b"GET /again HTTP/1.1"),
+        pod_answers=(ANSWER, b"", answer(LENGTH, body=b"whole")),
+        visitor_gets=(b"hello", b"whole"),
+        pod_gets=(b"GET /again HTTP/1.1\r\n",),
+        pod_connections=2,
+    ),
+    Requirement(
+        "9112 9.3.2",
+        "MUST",
+        "Of two requests, the second one's answer does not come first.",
+        get(line=b"GET /first HTTP/1.1") + get(line=b"GET /second HTTP/1.1"),
+        pod_answers=(answer(LENGTH, body=b"first"), answer(b"Content-Length: 6", body=b"second")),
+        visitor_gets=(b"first", b"second"),
+    ),
+    Requirement(
+        "9112 9.6",
+        "MUST",
+        "A connection is closed after the answer to a request with `close`.",
+        get(b"Connection: close"),
+        visitor_gets=(b"Connection: close\r\n", b"hello"),
+        goes_on=False,
+    ),
+    Requirement(
+        "9112 9.6",
+        "MUST",
+        "Case does not matter there, nor what else is in the list.",
+        get(b"Connection: keep-alive, CLOSE"),
+        visitor_gets=(b"hello",),
+        goes_on=False,
+    ),
+    Requirement(
+        "9110 10.1.1",
+        "MUST",
+        "After 100 there is a final status, whatever becomes of the pod.",
+        post(b"Expect: 100-continue", LENGTH, body=b"hello"),
+        pod=b"HTTP/1.1 100 Continue\r\n\r\n",
+        pod_ends=True,
+        visitor_gets=(b"HTTP/1.1 100 ", b"HTTP/1.1 502 "),
     ),
 )
