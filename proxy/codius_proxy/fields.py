@@ -190,6 +190,8 @@ def parse_length(value: bytes) -> int:
     """A Content-Length: one number and nothing else, RFC 9112 section 6.3; HttpError."""
     if not value.isdigit():
         raise HttpError(400, f"Content-Length must be one number, not {shown(value)}.")
+    if value[:1] == b"0" != value:
+        raise HttpError(400, "A Content-Length begins with a zero, which some readers take for octal.")
     if len(value) > MAX_LENGTH_DIGITS:
         raise HttpError(413, f"A body of {shown(value)} bytes is more than anybody can take.")
     return int(value)

@@ -370,4 +370,11 @@ ROWS: Final = (
         "Neither does a trailer of an answer hold such a field.",
         answer(CHUNKED, body=b"5\r\nhello\r\n0\r\nContent-Length: 1\r\n\r\n"),
     ),
+    refused(
+        "9110 8.6",
+        "MUST",
+        "A length may have zeros in front.",
+        post(b"Content-Length: 005", body=b"hello"),
+        note="Refused: some readers take it for octal, and nobody sends it.",
+    ),
 )
