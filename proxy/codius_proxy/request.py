@@ -83,6 +83,7 @@ class RequestHead(NamedTuple):
     html: bool  # the visitor takes HTML: a person, most likely
     claims: tuple[Field, ...] = ()  # Forwarded, X-Forwarded-*, X-Real-IP: nothing unless the peer is trusted
     last_hop: bool = False  # we are to answer it, RFC 9110 section 7.6.2
+    secure: bool = False  # its target says https, so that it may have come by nothing else
 
     @property
     def repeatable(self) -> bool:
@@ -138,10 +139,9 @@ def parse_request(head: bytes, bounds: Bounds = DEFAULT) -> RequestHead:
     if not minor and fields.chunked:  # faulty framing, RFC 9112 section 6.1
         raise HttpError(400, "HTTP/1.0 knows no Transfer-Encoding.")
     if target[0] != _SLASH:
-        target = _origin_form(method, target, fields.host)
-    if fields.max_forwards is not None:
-        return _count_hop(method, target, minor, fields)
-    return _combine(method, target, minor, fields)
+        path = _origin_form(method, target, fields.host)
+        return _build_head(method, path, minor, fields)._replace(secure=target[:6].lower() == b"https:")
+    return _build_head(method, target, minor, fields)
 
 
 def render_request(head: RequestHead, forwarding: bytes) -> bytes:
@@ -152,6 +152,12 @@ def render_request(head: RequestHead, forwarding: bytes) -> bytes:
     if head.upgrade is not None:
         fields += b"\r\nConnection: Upgrade\r\nUpgrade: " + head.upgrade
     return b"%b %b HTTP/1.1%b%b%b\r\n" % (head.method, head.target, fields, _VIA, forwarding)
+
+
+def _build_head(method: bytes, target: bytes, minor: int, fields: Framing) -> RequestHead:
+    if fields.max_forwards is not None:
+        return _count_hop(method, target, minor, fields)
+    return _combine(method, target, minor, fields)
 
 
 def _combine(method: bytes, target: bytes, minor: int, fields: Framing) -> RequestHead:

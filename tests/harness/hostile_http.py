@@ -17,6 +17,7 @@ _TARGETS: Final = [
     b"*",
     b"http://" + HOST + b"/x",
     b"http://other/",
+    b"https://" + HOST + b"/y",
     b"//x",
     b"/a b",
     b"/\xe9",

@@ -86,7 +86,7 @@ def decide(pieces: Sequence[bytes]) -> Decision:
                         break
                     current = Forwarded(head, after_blank=blank)
                     blank = False
-                    if not head.last_hop:
+                    if not (head.last_hop or head.secure):
                         decision.forwarded.append(current)
                 if not reader.body_done:
                     current.body += reader.read_body()

@@ -301,4 +301,20 @@ ROWS: Final = (
         pod=b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" + ANSWER,
         visitor_gets=(b"HTTP/1.1 102 ", b"HTTP/1.1 103 ", b"hello"),
     ),
+    Requirement(
+        "9110 7.4",
+        "MUST",
+        "What is asked of an https resource has not come by http.",
+        get(line=b"GET https://{host}/ HTTP/1.1"),
+        visitor_gets=(b"HTTP/1.1 421 ",),
+        reaches_pod=False,
+    ),
+    Requirement(
+        "9110 7.4",
+        "MUST",
+        "A request for somebody else's name is not answered as if it were for us.",
+        b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n",
+        visitor_gets=(b"HTTP/1.1 421 ",),
+        reaches_pod=False,
+    ),
 )
