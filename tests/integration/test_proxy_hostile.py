@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import resource
 import shutil
+import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -257,6 +259,29 @@ async def test_connections_at_rest_cost_little_and_the_idlest_make_room() -> Non
             await until(lambda: any(map(ended, clients)))
             await ask(proxy, ZONE)
             assert sum(map(ended, clients)) < IDLE / 4
+
+
+async def test_who_sends_large_heads_waits_for_those_who_do_not() -> None:
+    """All are there when the worker looks; the small one came last, and is served first."""
+    large = "".join(f"X-{number}: {'x' * 100}\r\n" for number in range(60))
+    async with origin() as pod, running(pod, workers=1) as proxy:
+        clients = [await proxy.client() for _ in range(5)]
+        for client in clients:
+            assert (await client.get(name())).body == b"hello"
+        before = len(pod.requests)
+        [worker] = proxy.children()
+        os.kill(worker, signal.SIGSTOP)
+        state = Path(f"/proc/{worker}/stat")
+        await until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+        for number, client in enumerate(clients):
+            fields = large if number < 4 else ""
+            await client.send(f"GET /{number} HTTP/1.1\r\nHost: {name()}\r\n{fields}\r\n".encode())
+        os.kill(worker, signal.SIGCONT)
+        for client in clients:
+            assert (await client.answer()).body == b"hello"
+        order = [request.line.split(" ")[1] for request in pod.requests[before:]]
+    assert order[0] == "/4"
+    assert sorted(order) == ["/0", "/1", "/2", "/3", "/4"]
 
 
 def ended(client: socket.socket) -> bool:
