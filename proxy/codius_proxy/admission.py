@@ -6,9 +6,6 @@ from ipaddress import IPv6Address, ip_address
 from typing import Final, Protocol
 
 SPARED: Final = 16  # of the connections, one part is let go at once when a worker is full
-# Bytes within the body time-out. Who sends or reads less is not slow but holds a connection: a modem of
-# 1990 is fifty times faster.
-MIN_PROGRESS: Final = 512
 PREFIX: Final = 64  # bits of an IPv6 address that are one customer's
 
 

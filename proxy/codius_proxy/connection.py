@@ -13,7 +13,7 @@ from enum import Enum
 from time import monotonic
 from typing import Final
 
-from codius_proxy.admission import MIN_PROGRESS, origin_of
+from codius_proxy.admission import origin_of
 from codius_proxy.channel import Channel, Endpoint
 from codius_proxy.exchange import MAX_DRAIN, Exchange
 from codius_proxy.fields import HttpError
@@ -189,7 +189,7 @@ class VisitorConnection(Endpoint):
         state = self._state
         if self.blocked or state in (_LINGER, _CLOSED):
             unsent = self._channel.count_unsent()
-            if 0 < unsent <= self._unsent - MIN_PROGRESS:  # slow, but reading
+            if 0 < unsent <= self._unsent - self.site.config.limits.progress:  # slow, but reading
                 self._unsent = unsent
                 self.wait(self.site.timeouts.body)
             else:
@@ -267,12 +267,15 @@ class VisitorConnection(Endpoint):
         self._leave()
 
     def cut(self, end: End = End.VISITOR_LOST, reason: str = "") -> None:
-        """End now. Where the end would pass for the answer's, a reset says that it is none."""
+        """End now. Where the end would pass for the answer's, a reset says that it is none.
+
+        It also frees what the kernel holds for a visitor that does not read, for minutes otherwise.
+        """
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.abandon(end, reason=reason)
         self._state = _CLOSED
-        if self.ends_by_close:
+        if self.ends_by_close or self.blocked:
             self._channel.reset()
         else:
             self._channel.abort()
@@ -408,7 +411,8 @@ class VisitorConnection(Endpoint):
         if exchange is not None:
             exchange.body(body)
             self._trickled += size
-            if self._trickled >= MIN_PROGRESS or self.reader.body_done or exchange.started:
+            enough = self.site.config.limits.progress
+            if self._trickled >= enough or self.reader.body_done or exchange.started:
                 self._trickled = 0
                 self.touch()
             self.regulate()

@@ -11,7 +11,7 @@ from codius_proxy.chunked import LAST_CHUNK, encode_chunk
 from codius_proxy.identity import build_fields
 from codius_proxy.pages import Refusal, http_date
 from codius_proxy.pool import Lane, explain
-from codius_proxy.refusals import busy, last_hop
+from codius_proxy.refusals import busy, last_hop, not_secure
 from codius_proxy.request import RequestHead, render_request
 from codius_proxy.response import CHUNKED, UNTIL_CLOSE, ResponseHead, render_response
 from codius_proxy.routes import Api, Route
@@ -77,6 +77,9 @@ class Exchange(Asker):
             return
         if self.request.last_hop:
             self._answer(last_hop())
+            return
+        if self.request.secure and self._identity.scheme != "https":
+            self._answer(not_secure())
             return
         self._route = found
         lane = site.pool.enter(found.destination, site.limit(found.destination))

@@ -44,6 +44,16 @@ def last_hop() -> Refusal:
     )
 
 
+def not_secure() -> Refusal:
+    """RFC 9110 section 7.4: what is asked of an https resource may not have passed in the open."""
+    return Refusal(
+        421,
+        "The request target says https, and the request did not come by it.",
+        "Connect by https, or ask for the path alone.",
+        "not_secure",
+    )
+
+
 def no_pod(pod: str, host: str) -> Refusal:
     return Refusal(
         404,

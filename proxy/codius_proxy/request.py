@@ -90,7 +90,7 @@ class RequestHead:
 
     __slots__ = (
         "chunked", "claims", "expect", "fields", "host", "html", "keep_alive", "last_hop", "length", "method",
-        "minor", "target", "upgrade",
+        "minor", "secure", "target", "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +108,7 @@ class RequestHead:
         html: bool,
         claims: tuple[Field, ...] = (),
         last_hop: bool = False,
+        secure: bool = False,
     ) -> None:
         self.method = method
         self.target = target
@@ -122,6 +123,7 @@ class RequestHead:
         self.html = html  # the visitor takes HTML: a person, most likely
         self.claims = claims  # Forwarded, X-Forwarded-*, X-Real-IP: nothing unless the peer is trusted
         self.last_hop = last_hop  # we are to answer it, RFC 9110 section 7.6.2
+        self.secure = secure  # its target says https, so that it may have come by nothing else
 
     @property
     def repeatable(self) -> bool:
@@ -177,10 +179,11 @@ def parse_request(head: bytes, bounds: Bounds = DEFAULT) -> RequestHead:
     if not minor and framing.chunked:  # faulty framing, RFC 9112 section 6.1
         raise HttpError(400, "HTTP/1.0 knows no Transfer-Encoding.")
     if target[0] != _SLASH:
-        target = _origin_form(method, target, framing.host)
-    if framing.max_forwards is not None:
-        return _count_hop(method, target, minor, framing, framing.max_forwards)
-    return _combine(method, target, minor, framing, framing.fields, False)
+        path = _origin_form(method, target, framing.host)
+        found = _build_head(method, path, minor, framing)
+        found.secure = target[:6].lower() == b"https:"
+        return found
+    return _build_head(method, target, minor, framing)
 
 
 def render_request(head: RequestHead, forwarding: bytes) -> bytes:
@@ -192,6 +195,12 @@ def render_request(head: RequestHead, forwarding: bytes) -> bytes:
         parts += b"\r\nConnection: Upgrade\r\nUpgrade: ", head.upgrade
     parts += _VIA, forwarding, b"\r\n"
     return b"".join(parts)
+
+
+def _build_head(method: bytes, target: bytes, minor: int, framing: Framing) -> RequestHead:
+    if framing.max_forwards is not None:
+        return _count_hop(method, target, minor, framing, framing.max_forwards)
+    return _combine(method, target, minor, framing, framing.fields, False)
 
 
 def _combine(

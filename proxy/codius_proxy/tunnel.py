@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from codius_proxy.admission import MIN_PROGRESS
 from codius_proxy.channel import Channel, Endpoint
 from codius_proxy.upstream import TargetConnection
 
@@ -59,8 +58,9 @@ class Tunnel:
 
     def expired(self) -> None:
         """Nothing passed for too long; but a side may be slow and still take what waits for it."""
+        enough = self._site.config.limits.progress
         # Both are looked at, whatever the first says.
-        if self.visitor_side.progressed() | self.target_side.progressed():
+        if self.visitor_side.progressed(enough) | self.target_side.progressed(enough):
             self.moved()
         else:
             self.abort()
@@ -69,8 +69,11 @@ class Tunnel:
         """It ends when its own sides end it, or with the drain's deadline."""
 
     def abort(self) -> None:
-        self.visitor_side.channel.abort()
-        self.target_side.channel.abort()
+        for side in (self.visitor_side, self.target_side):
+            if side.blocked:
+                side.channel.reset()  # the kernel need not hold what it does not read
+            else:
+                side.channel.abort()
 
     def _visitor_lost(self, error: Exception | None) -> None:
         self._finished(self)
@@ -102,10 +105,10 @@ class _Side(Endpoint):
         self.passed = 0  # bytes that came
         self._unsent = 0  # when it was blocked, or last looked at
 
-    def progressed(self) -> bool:
-        """Whether it took some of what waits for it since the last look."""
+    def progressed(self, enough: int) -> bool:
+        """Whether it took so many bytes of what waits for it since the last look."""
         before, self._unsent = self._unsent, self.channel.count_unsent()
-        return 0 < self._unsent <= before - MIN_PROGRESS
+        return 0 < self._unsent <= before - enough
 
     def data_received(self, data: bytes) -> None:
         self.passed += len(data)

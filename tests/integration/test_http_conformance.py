@@ -8,7 +8,8 @@ import pytest
 
 from tests.harness.front import POD, ZONE, front, name
 from tests.harness.origin import DEADLINE, Line, origin
-from tests.integration.http_requirements import REQUIREMENTS, Requirement
+from tests.integration.http_requirements import REQUIREMENTS
+from tests.integration.http_requirements.row import Requirement
 
 LAST = f"GET /last HTTP/1.1\r\nHost: {ZONE}\r\nConnection: close\r\n\r\n".encode()
 
@@ -19,9 +20,10 @@ async def test_the_front_door_does_what_http_demands(row: Requirement) -> None:
 
     async def script(line: Line) -> None:
         while (request := await line.read_request()) is not None:
+            answer = row.pod_answers[len(seen)] if row.pod_answers else row.pod
             seen.append(request.head + request.body)
-            await line.send(row.pod)
-            if row.pod_ends:
+            await line.send(answer)
+            if row.pod_ends or not answer:
                 return
 
     host = name().encode()

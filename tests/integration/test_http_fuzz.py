@@ -65,8 +65,13 @@ class Forwarded:
 class Decision:
     """What becomes of a stream of bytes."""
 
-    forwarded: list[Forwarded] = field(default_factory=list)
+    read: list[Forwarded] = field(default_factory=list)
     refused: bool = False
+
+    @property
+    def forwarded(self) -> list[Forwarded]:
+        """Without those that are answered here."""
+        return [request for request in self.read if not (request.head.last_hop or request.head.secure)]
 
 
 def decide(pieces: Sequence[bytes]) -> Decision:
@@ -86,8 +91,7 @@ def decide(pieces: Sequence[bytes]) -> Decision:
                         break
                     current = Forwarded(head, after_blank=blank)
                     blank = False
-                    if not head.last_hop:
-                        decision.forwarded.append(current)
+                    decision.read.append(current)
                 if not reader.body_done:
                     current.body += reader.read_body()
                 if not reader.body_done:
@@ -131,7 +135,7 @@ def check_wire(decision: Decision) -> None:
 
 def check_origin(data: bytes, decision: Decision, judge: Judge) -> None:
     """What a judge sees in the visitor's own bytes is what we saw, for as long as we went along."""
-    complete = [request for request in decision.forwarded if request.complete]
+    complete = [request for request in decision.read if request.complete]
     if judge is read_with_llhttp:
         complete = list(takewhile(lambda request: request.head.method in COMMON, complete))
     else:

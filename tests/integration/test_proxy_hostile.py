@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import resource
 import shutil
+import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -19,7 +21,11 @@ from tests.harness.front import POD, ZONE, front, name
 from tests.harness.origin import DEADLINE, Line, origin
 from tests.harness.processes import Running, running, until
 
+MIB = 1024**2
 GIB = 1024**3
+STEP = 0.02
+"""Seconds between two bytes, or reads, of a slow visitor: its pace, not a wait for anything."""
+STEPS = 100
 SLOW_READERS = 200
 PER_READER = 1.5
 """MiB a visitor that does not read may cost: two buffers of the event loop's, and what they are made of."""
@@ -107,11 +113,125 @@ async def test_what_trickles_in_is_let_go_in_time(start: bytes) -> None:
         client = await proxy.client()
         await client.send(start)
         answered = asyncio.create_task(client.answer())
-        async with asyncio.timeout(DEADLINE):
-            while not answered.done():
-                client.writer.write(b"x")
-                await asyncio.wait((answered,), timeout=0.02)
+        for _ in range(STEPS):
+            client.writer.write(b"x")
+            await asyncio.wait((answered,), timeout=STEP)
+            if answered.done():
+                break
+        else:
+            answered.cancel()
+            pytest.fail(f"{STEPS} bytes were taken, one by one")
         assert (await answered).status == 408
+
+
+async def test_a_body_that_moves_enough_is_not_let_go() -> None:
+    """The same bytes at the same pace, and fewer are enough."""
+    async with (
+        origin() as pod,
+        front({POD: pod.port}, timeouts=Timeouts(body=10 * STEP), limits=Limits(progress=2)) as proxy,
+    ):
+        client = await proxy.client()
+        await client.send(f"POST / HTTP/1.1\r\nHost: {name()}\r\nContent-Length: {STEPS}\r\n\r\n".encode())
+        for _ in range(STEPS):
+            client.writer.write(b"x")
+            await asyncio.sleep(STEP)
+        assert (await client.answer()).body == b"hello"
+
+
+async def reset_follows(reader: socket.socket) -> None:
+    """What waited in the kernel is thrown away, and not kept for somebody who does not read it."""
+
+    async def read_on() -> None:
+        while await asyncio.get_running_loop().sock_recv(reader, 4096):
+            pass
+
+    async with asyncio.timeout(DEADLINE):
+        with pytest.raises(ConnectionResetError):
+            await read_on()
+
+
+PACES = pytest.mark.parametrize(
+    ("progress", "kept"), [(512, True), (MIB, False)], ids=["enough", "not enough"]
+)
+"""Of somebody who reads some thousand bytes in the time that is looked at."""
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+LARGE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % GIB
+
+
+async def sip(reader: socket.socket, ended: asyncio.Event) -> bool:
+    """Read a little again and again, for ten time-outs; False as soon as it ended elsewhere."""
+    loop = asyncio.get_running_loop()
+    for _ in range(STEPS):
+        if ended.is_set():
+            return False
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(DEADLINE):
+                await loop.sock_recv(reader, 512)
+        await asyncio.sleep(STEP)
+    return True
+
+
+@PACES
+@pytest.mark.parametrize("answer", [LARGE, SWITCHING], ids=["answer", "tunnel"])
+async def test_a_visitor_that_reads_slowly_is_kept_and_one_that_hardly_reads_is_not(
+    answer: bytes, progress: int, kept: bool
+) -> None:
+    ended = asyncio.Event()  # of the pod's connection, with the visitor's
+
+    async def script(line: Line) -> None:
+        await line.read_head()
+        await line.send(answer)
+        try:
+            while True:
+                await line.send(b"x" * 65536)
+        finally:
+            ended.set()
+
+    timeouts, limits = Timeouts(body=STEPS * STEP / 10), Limits(progress=progress)
+    async with (
+        origin(script) as pod,
+        front({POD: pod.port}, timeouts=timeouts, limits=limits) as proxy,
+        many(proxy.port, 1) as [client],
+    ):
+        fields = "Connection: Upgrade\r\nUpgrade: x\r\n" if answer is SWITCHING else ""
+        request = f"GET / HTTP/1.1\r\nHost: {name()}\r\n{fields}\r\n".encode()
+        await asyncio.get_running_loop().sock_sendall(client, request)
+        assert await sip(client, ended) is kept
+        if not kept:
+            await reset_follows(client)
+
+
+@PACES
+async def test_a_pod_that_reads_slowly_from_a_tunnel_is_kept_and_one_that_hardly_reads_is_not(
+    progress: int, kept: bool
+) -> None:
+    loop = asyncio.get_running_loop()
+    timeouts, limits = Timeouts(body=STEPS * STEP / 10), Limits(progress=progress)
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.setblocking(False)
+        async with front({POD: listening.getsockname()[1]}, timeouts=timeouts, limits=limits) as proxy:
+            client = await proxy.client()
+            head = f"GET / HTTP/1.1\r\nHost: {name()}\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+            await client.send(head.encode())
+            pod, _ = await loop.sock_accept(listening)
+            with pod:
+                pod.setblocking(False)
+                await loop.sock_recv(pod, 4096)
+                await loop.sock_sendall(pod, SWITCHING)
+                assert (await client.head()).status == 101
+                client.writer.write(b"x" * 16 * MIB)
+                ended = asyncio.Event()
+                watching = asyncio.create_task(client.reader.read())
+                watching.add_done_callback(lambda _: ended.set())
+                assert await sip(pod, ended) is kept
+                if not kept:
+                    await reset_follows(pod)
+                await client.aclose()
+                with contextlib.suppress(ConnectionError):
+                    await watching
 
 
 async def test_many_that_send_half_a_head_are_let_go_and_others_are_served_meanwhile() -> None:
@@ -139,6 +259,29 @@ async def test_connections_at_rest_cost_little_and_the_idlest_make_room() -> Non
             await until(lambda: any(map(ended, clients)))
             await ask(proxy, ZONE)
             assert sum(map(ended, clients)) < IDLE / 4
+
+
+async def test_who_sends_large_heads_waits_for_those_who_do_not() -> None:
+    """All are there when the worker looks; the small one came last, and is served first."""
+    large = "".join(f"X-{number}: {'x' * 100}\r\n" for number in range(60))
+    async with origin() as pod, running(pod, workers=1) as proxy:
+        clients = [await proxy.client() for _ in range(5)]
+        for client in clients:
+            assert (await client.get(name())).body == b"hello"
+        before = len(pod.requests)
+        [worker] = proxy.children()
+        os.kill(worker, signal.SIGSTOP)
+        state = Path(f"/proc/{worker}/stat")
+        await until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+        for number, client in enumerate(clients):
+            fields = large if number < 4 else ""
+            await client.send(f"GET /{number} HTTP/1.1\r\nHost: {name()}\r\n{fields}\r\n".encode())
+        os.kill(worker, signal.SIGCONT)
+        for client in clients:
+            assert (await client.answer()).body == b"hello"
+        order = [request.line.split(" ")[1] for request in pod.requests[before:]]
+    assert order[0] == "/4"
+    assert sorted(order) == ["/0", "/1", "/2", "/3", "/4"]
 
 
 def ended(client: socket.socket) -> bool:

@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -201,6 +201,24 @@ async def test_a_setting_that_cannot_be_taken_up_changes_nothing_and_is_told(
         assert said in proxy.log.read_text()
         await load.more(SOME)
         os.kill(before[0], signal.SIGKILL)  # who replaces it has the old settings
+        await load.aclose()
+        await until(lambda: len(set(proxy.children()) - set(before)) == 1)
+        for client in (await one_of_each(proxy)).values():
+            assert b"nobody@" not in (await client.get(name(OTHER))).body
+
+
+async def test_new_workers_that_cannot_live_change_nothing() -> None:
+    async with origin() as pod, running(pod) as proxy, Load(proxy, name()) as load:
+        before = proxy.children()
+        broken = Timeouts(
+            idle=cast(float, "a minute")
+        )  # no value that settings let through: a mistake of ours
+        proxy.change(timeouts=broken, contact="nobody@host.example")
+        proxy.process.send_signal(signal.SIGHUP)
+        await until(lambda: "the old ones stay" in proxy.log.read_text())
+        await until(lambda: proxy.children() == before)
+        await load.more(SOME)
+        os.kill(before[0], signal.SIGKILL)  # who replaces it has the settings that work
         await load.aclose()
         await until(lambda: len(set(proxy.children()) - set(before)) == 1)
         for client in (await one_of_each(proxy)).values():

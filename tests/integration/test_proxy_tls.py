@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import cast
 
@@ -245,3 +246,24 @@ async def test_a_visitor_that_ends_tls_is_nothing_to_complain_about(
             await client.writer.wait_closed()
         go.set()
     assert [found.message for found in caplog.records if found.levelno >= logging.WARNING] == []
+
+
+async def test_a_target_that_says_https_is_served_by_https(
+    certificates: Path, authority: Authority, pod: Origin
+) -> None:
+    request = f"GET https://{name()}/x HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode()
+    async with front({POD: pod.port}, certificates=certificates, scheme="https") as proxy:
+        client = await proxy.client(tls=authority.trust())
+        await client.send(request)
+        assert (await client.answer()).body == b"hello"
+    assert pod.requests[0].line == "GET /x HTTP/1.1"
+
+
+async def test_a_balancers_word_for_https_is_enough(pod: Origin) -> None:
+    trusted = (ip_network("127.0.0.1/32"),)
+    lines = f"Host: {name()}\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: "
+    async with front({POD: pod.port}, trusted_proxies=trusted) as proxy:
+        for scheme, status in (("https", 200), ("http", 421)):
+            client = await proxy.client()
+            await client.send(f"GET https://{name()}/x HTTP/1.1\r\n{lines}{scheme}\r\n\r\n".encode())
+            assert (await client.answer()).status == status
