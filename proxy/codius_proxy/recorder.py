@@ -107,19 +107,24 @@ class Outbox:
 
     async def aclose(self) -> None:
         """Send the rest; no request is left out because the recorder was busy at that moment."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + LAST_WORDS
+        deadline = asyncio.get_running_loop().time() + LAST_WORDS
         self.flush()
-        while self._records and loop.time() < deadline:
-            room = asyncio.Event()
-            loop.add_writer(self._sending, room.set)
-            try:
-                await asyncio.wait_for(room.wait(), LAST_WORDS)
-            except TimeoutError:
-                break
-            finally:
-                loop.remove_writer(self._sending)
+        while self._records and await self._has_room(deadline):
             self.flush()
+
+    async def _has_room(self, deadline: float) -> bool:
+        """Whether the recorder takes something more before `deadline`, in seconds of the loop's clock."""
+        loop = asyncio.get_running_loop()
+        room = asyncio.Event()
+        loop.add_writer(self._sending, room.set)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await room.wait()
+        except TimeoutError:
+            pass
+        finally:
+            loop.remove_writer(self._sending)
+        return room.is_set()
 
     @property
     def _news(self) -> bool:

@@ -117,6 +117,25 @@ def test_long_targets_go_in_smaller_messages(ends: tuple[socket.socket, socket.s
     assert counted["lost_records_total"] == 0
 
 
+async def test_a_workers_last_words_wait_for_a_recorder_that_is_behind(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    long = parse_request(b"GET /" + b"x" * 2000 + b" HTTP/1.1\r\nHost: h.example")
+    recorder = Recorder(None)
+    outbox = Outbox(ends[0], "c0ffee")
+    for number in range(MAX_KEPT):
+        outbox.visited(visit(number, request=long))
+    last_words = asyncio.create_task(outbox.aclose())
+    for _ in range(MAX_KEPT):
+        await asyncio.sleep(0)
+        drain(ends[1], recorder)
+        if last_words.done():
+            break
+    await last_words
+    drain(ends[1], recorder)
+    assert samples(recorder.metrics)["request_duration_seconds_count"] == MAX_KEPT
+
+
 def test_a_recorder_that_does_not_read_costs_records_and_not_memory(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
