@@ -10,7 +10,7 @@ import sys
 from setuptools import Extension, setup
 
 COMPILED = (
-    "admission", "channel", "chunked", "connection", "exchange", "fields", "identity", "memo",
+    "admission", "channel", "chunked", "connection", "exchange", "fields", "identity", "memo", "metrics",
     "poller", "pool", "recorder", "request", "request_reader", "response", "response_reader", "routes",
     "secure_channel", "site", "tunnel", "turns", "upstream", "visit",
 )  # fmt: skip

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 MICRO: Final = 1_000_000
 MAX_SHOWN: Final = 2048  # bytes of a request target in a line
-QUOTED_HOSTS: Final = 4096  # whose text is remembered; each is shorter than 300 bytes
+SHARED: Final = 4096  # combinations of visitor, method, host and pod whose text is remembered: 2 MiB
 KEPT_FILES: Final = 5  # the current one and those before it: access.log, access.log.1 … .4
 
 # A plain tuple, the way it travels from a worker to the recorder.
@@ -39,11 +39,6 @@ Record: TypeAlias = tuple[
 _quote = json.encoder.encode_basestring_ascii
 
 
-@lru_cache(maxsize=QUOTED_HOSTS)
-def _quote_host(host: bytes) -> str:
-    return _quote(host.decode("latin-1"))
-
-
 def build_id(worker: str, number: int) -> str:
     """A request's id, as error pages and log lines show it."""
     return f"{worker}-{number:x}"
@@ -51,24 +46,44 @@ def build_id(worker: str, number: int) -> str:
 
 def render(records: Iterable[Record], worker: str) -> str:
     """Lines of JSON; in one loop with its names at hand, for this is most of what a request costs here."""
-    quote, lines = _quote, []
+    quote, line, shared = _quote, _LINE, _shared
     at, clock = -1, ""
+    lines: list[str] = []
     for (
         ended, took, address, scheme, method, host, target,
         pod, status, received, sent, number, refusal, end,
     ) in records:  # fmt: skip
-        second, microsecond = divmod(ended, MICRO)
+        second = ended // MICRO
         if second != at:
             at, clock = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        shown = target if len(target) <= MAX_SHOWN else target[:MAX_SHOWN] + b"..."
+        if len(target) > MAX_SHOWN:
+            target = target[:MAX_SHOWN] + b"..."
+        shown = quote(target.decode("latin-1"))
+        before, behind = shared(address, scheme, method, host, pod)
         lines.append(
-            f'{{"time":"{clock}.{microsecond:06}Z","id":"{worker}-{number:x}"'
-            f',"client":"{address}","scheme":"{scheme}","method":"{method.decode()}"'
-            f',"host":{_quote_host(host)},"target":{quote(shown.decode("latin-1"))}'
-            f',"pod":"{pod}","status":{status},"received":{received},"sent":{sent}'
-            f',"seconds":{took // MICRO}.{took % MICRO:06},"refusal":"{refusal}","end":"{end}"}}\n'
-        )
+            line
+            % (
+                clock, ended - second * MICRO, worker, number, before, shown, behind,
+                status, received, sent, took // MICRO, took % MICRO, refusal, end,
+            )
+        )  # fmt: skip
     return "".join(lines)
+
+
+_LINE: Final = (
+    '{"time":"%s.%06dZ","id":"%s-%x"%s%s%s%d,"received":%d,"sent":%d'
+    ',"seconds":%d.%06d,"refusal":"%s","end":"%s"}\n'
+)
+
+
+@lru_cache(maxsize=SHARED)
+def _shared(address: str, scheme: str, method: bytes, host: bytes, pod: str) -> tuple[str, str]:
+    """What is the same in many lines: before the target, and behind it up to the status."""
+    return (
+        f',"client":"{address}","scheme":"{scheme}","method":"{method.decode()}"'
+        f',"host":{_quote(host.decode("latin-1"))},"target":',
+        f',"pod":"{pod}","status":',
+    )
 
 
 class LogFile:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from codius_proxy.access_log import MICRO, Record
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+BUCKETS: Final[Sequence[float]] = (  # seconds
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
 _BOUNDS: Final = [int(bound * MICRO) for bound in BUCKETS]
 MAX_PODS: Final = 2048  # pods with series of their own; those without a request for longest become `other`
 OTHER: Final = "other"
@@ -92,26 +94,26 @@ class Metrics:
         return traffic
 
     def _lines(self, connections: Mapping[int, int]) -> Iterator[str]:
-        yield from _family("requests_total", "counter", "Finished requests by pod and status code.", (
+        yield from _family("requests_total", "counter", "Finished requests by pod and status code.", [
             ((("pod", pod), ("code", str(status))), count)
             for pod, traffic in self._traffic.items()
             for status, count in traffic.by_status.items()
-        ))  # fmt: skip
+        ])  # fmt: skip
         yield from _family(
             "received_bytes_total", "counter", "Bytes of requests' bodies by pod.",
-            (((("pod", pod),), traffic.received) for pod, traffic in self._traffic.items()),
+            [((("pod", pod),), traffic.received) for pod, traffic in self._traffic.items()],
         )  # fmt: skip
         yield from _family(
             "sent_bytes_total", "counter", "Bytes of answers by pod, with their heads.",
-            (((("pod", pod),), traffic.sent) for pod, traffic in self._traffic.items()),
+            [((("pod", pod),), traffic.sent) for pod, traffic in self._traffic.items()],
         )  # fmt: skip
         yield from _family(
             "refusals_total", "counter", "Requests the front door answered itself, by reason.",
-            (((("reason", reason),), count) for reason, count in self._refusals.items()),
+            [((("reason", reason),), count) for reason, count in self._refusals.items()],
         )  # fmt: skip
         yield from _family(
             "turned_away_connections_total", "counter", "Connections ended without an answer, by reason.",
-            (((("reason", reason),), count) for reason, count in self._turned_away.items()),
+            [((("reason", reason),), count) for reason, count in self._turned_away.items()],
         )  # fmt: skip
         name = f"{_PREFIX}request_duration_seconds"
         yield f"# HELP {name} Time from a request's head to the end of its answer, tunnels left out.\n"
@@ -123,7 +125,7 @@ class Metrics:
         yield f"{name}_sum {self._duration / MICRO:.6f}\n{name}_count {total}\n"
         yield from _family(
             "connections", "gauge", "Open connections of visitors by worker.",
-            (((("worker", str(pid)),), count) for pid, count in connections.items()),
+            [((("worker", str(pid)),), count) for pid, count in connections.items()],
         )  # fmt: skip
         yield from _family(
             "accepted_connections_total", "counter", "Connections of visitors ever accepted.",

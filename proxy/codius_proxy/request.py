@@ -40,9 +40,9 @@ MAX_METHOD: Final = 32  # bytes; the longest registered one has 17
 _VIA: Final = b"\r\nVia: 1.1 codius\r\n"  # a gateway MUST say that it was there, RFC 9110 section 7.6.3
 
 # No fragment in a target, no octet outside ASCII: what one parser escapes another may not.
-_REQUEST_LINE: Final = re.compile(
-    rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]++) HTTP/([0-9])\.([0-9])(?=\r\n|\Z)"
-)
+_TARGET_BYTES: Final = bytes({*range(0x21, 0x7F)} - {ord("#")})
+_REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]++) HTTP/([0-9])\.([0-9])")
+_COMMON: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 _ABSOLUTE: Final = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?+://([^/?]*+)(.*+)")
 _TOKEN_BYTES: Final = frozenset(
     b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -159,17 +159,30 @@ def find_head_end(buffer: bytes, start: int = 0, bounds: Bounds = DEFAULT) -> in
 
 def parse_request(head: bytes, bounds: Bounds = DEFAULT) -> RequestHead:
     """A request head without the blank line's CR LF CR LF; HttpError for anything ambiguous."""
-    match = _REQUEST_LINE.match(head)
-    if match is None:
-        raise HttpError(*_why_no_request_line(head.partition(b"\r\n")[0], bounds))
-    method, target, major, digit = match.groups()
-    if major != b"1" or digit not in b"01":
-        raise HttpError(505, "This host speaks HTTP/1.1 and HTTP/1.0.")
+    end = head.find(b"\r\n")
+    line = head if end < 0 else head[:end]
+    words = line.split(b" ")
+    # What nearly all requests begin with needs no regex.
+    if (
+        len(words) == 3
+        and words[2] == b"HTTP/1.1"
+        and words[0] in _COMMON
+        and words[1]
+        and not words[1].translate(None, _TARGET_BYTES)
+    ):
+        method, target, digit = words[0], words[1], b"1"
+    else:
+        match = _REQUEST_LINE.fullmatch(line)
+        if match is None:
+            raise HttpError(*_why_no_request_line(line, bounds))
+        method, target, major, digit = match.groups()
+        if major != b"1" or digit not in b"01":
+            raise HttpError(505, "This host speaks HTTP/1.1 and HTTP/1.0.")
     if len(method) > MAX_METHOD:
         raise HttpError(501, f"A method longer than {MAX_METHOD} bytes is not known here.")
     if len(target) > bounds.line:
         raise HttpError(414, f"The request target is longer than {bounds.line} bytes.")
-    block = head[match.end() :]
+    block = head[len(line) :]
     framing = remembered_blocks.get(block)
     if framing is None:
         framing = _parse_block(block, bounds)
