@@ -24,7 +24,7 @@ from codius_proxy.visit import End, Visit
 
 logger = logging.getLogger(__name__)
 
-BATCH: Final = 128  # requests of one message: some 30 kB
+BATCH: Final = 512  # requests of one message: some 30 kB
 MAX_KEPT: Final = 4096  # requests a worker keeps while the recorder is behind; more are counted and dropped
 MAX_MESSAGE: Final = 128 * 1024  # bytes; a batch of long targets is cut in two until it fits
 SEND_BUFFER: Final = 1024 * 1024  # bytes asked for between workers and recorder; the kernel may give less
