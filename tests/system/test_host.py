@@ -146,12 +146,12 @@ async def test_the_processes_that_face_the_internet_have_no_privilege(world: Wor
 
 
 def command(part: str) -> bytes:
-    """How the command line of `codiusd <part>` ends."""
+    """What is in the command line of `codiusd <part>` alone."""
     return f"codius_node\0{part}\0".encode()
 
 
-def find_processes(ancestor: int, end: bytes) -> list[int]:
-    """The processes below another one, and itself, whose command lines end like this."""
+def find_processes(ancestor: int, words: bytes) -> list[int]:
+    """The processes below another one, and itself, whose command lines hold these words."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -163,7 +163,7 @@ def find_processes(ancestor: int, end: bytes) -> list[int]:
         while above in parents and above != ancestor:
             above = parents[above]
         with contextlib.suppress(OSError):
-            if above == ancestor and Path(f"/proc/{pid}/cmdline").read_bytes().endswith(end):
+            if above == ancestor and words in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
 

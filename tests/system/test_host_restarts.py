@@ -112,9 +112,10 @@ async def test_a_worker_of_the_front_door_that_dies_is_replaced() -> None:
     async with open_world(units=True) as world:
         hash = await world.run()
         parent = world.host.pid("proxy")
-        for worker in find_processes(parent, command("proxy")):
-            if worker != parent:
-                os.kill(worker, KILL)
+        workers = [found for found in find_processes(parent, command("proxy")) if found != parent]
+        assert workers
+        for worker in workers:
+            os.kill(worker, KILL)
 
         async def answers() -> bool:
             with contextlib.suppress(aiohttp.ClientError):
