@@ -56,14 +56,13 @@ def render(records: Iterable[Record], worker: str) -> str:
         second = ended // MICRO
         if second != at:
             at, clock = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        if len(target) > MAX_SHOWN:
-            target = target[:MAX_SHOWN] + b"..."
-        shown = quote(target.decode("latin-1"))
+        shown = target if len(target) <= MAX_SHOWN else target[:MAX_SHOWN] + b"..."
         before, behind = shared(address, scheme, method, host, pod)
         lines.append(
             line
             % (
-                clock, ended - second * MICRO, worker, number, before, shown, behind,
+                clock, ended - second * MICRO, worker, number, before,
+                quote(shown.decode("latin-1")), behind,
                 status, received, sent, took // MICRO, took % MICRO, refusal, end,
             )
         )  # fmt: skip
