@@ -4,6 +4,7 @@ PYTHON   := /usr/bin/python3
 VENV     := .venv
 BIN      := $(VENV)/bin
 PREFIX   := /opt/codius-host
+QUIETLY  := --quiet --disable-pip-version-check
 SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # From the distribution. python3-nftables exists only there, so the venv sees the system's packages.
@@ -67,7 +68,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	@$(call install,$(PACKAGES))
 	@echo "setup: making $(VENV) on $$($(PYTHON) --version) with the packages of pyproject.toml"
 	@$(PYTHON) -m venv --system-site-packages $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+	@$(BIN)/python -m pip install $(QUIETLY) --editable '.[dev]' \
 		|| { echo "setup: pip failed; its own lines are above. Is the package index reachable?"; exit 1; }
 	@touch $@
 
@@ -106,11 +107,16 @@ for service in $(1); do \
 done
 endef
 
+# Compiled by whoever calls, so that nothing of root's is left here. The second install is for those who had
+# this version already: pip takes it for the same.
 install: ## as services: /usr/local/bin/codiusd, units, users, /etc/codius/codius.env
 	@$(call install,$(PACKAGES))
 	@echo "install: the command, in $(PREFIX)"
 	@$(SUDO) $(PYTHON) -m venv --system-site-packages $(PREFIX)
-	@$(SUDO) $(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check .
+	@rm -rf build/wheel build/lib.*  # setuptools packs whatever is there, also modules that are gone
+	@$(PREFIX)/bin/python -m pip wheel $(QUIETLY) --no-deps --wheel-dir build/wheel .
+	@$(SUDO) $(PREFIX)/bin/python -m pip install $(QUIETLY) build/wheel/*.whl
+	@$(SUDO) $(PREFIX)/bin/python -m pip install $(QUIETLY) --no-deps --force-reinstall build/wheel/*.whl
 	@$(SUDO) ln -sf $(PREFIX)/bin/codiusd /usr/local/bin/codiusd
 	@echo "install: units in /etc/systemd/system, settings in /etc/codius/codius.env"
 	@$(SUDO) install -d /etc/systemd/system /usr/lib/sysusers.d /usr/lib/tmpfiles.d /etc/codius

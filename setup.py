@@ -5,7 +5,11 @@ mypyc (https://mypyc.readthedocs.io) turns them into C as they are; nothing in t
 has changed. Without the compiled ones the same modules are interpreted, at twice the CPU time per request.
 """
 
+import os
+import shlex
+import subprocess
 import sys
+import sysconfig
 
 from setuptools import Extension, setup
 
@@ -16,11 +20,36 @@ COMPILED = (
 )  # fmt: skip
 
 
+def require_compiler() -> None:
+    """Says what is missing before mypyc, setuptools and pip each add their pages to it.
+
+    It is no reason to go on without: pip would not show the warning, and every request would pay for it.
+    """
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))
+    asked = [*compiler, "-I", sysconfig.get_path("include"), "-fsyntax-only", "-x", "c", "-"]
+    try:
+        done = subprocess.run(
+            asked, input="#include <Python.h>\n", text=True, capture_output=True, check=False
+        )
+        trouble = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        trouble = f"{compiler[0]}: {error.strerror}"
+    if trouble:
+        sys.exit(
+            f"{trouble}\n\n"
+            "The front door's data path cannot be compiled: that takes a C compiler and the headers of libc and "
+            "Python.\n"
+            "Debian and Ubuntu have them with: apt install gcc libc6-dev python3-dev\n"
+            "Or make the wheel on a machine that has them and the same Python: python3 -m pip wheel --no-deps ."
+        )
+
+
 def extensions() -> list[Extension]:
     # pip and setuptools ask many things of this file that need no compiler. An editable tree is compiled by
     # make, whenever a source is newer.
     if not {"build_ext", "bdist_wheel"} & set(sys.argv):
         return []
+    require_compiler()
     from mypyc.build import mypycify
 
     paths = [f"proxy/codius_proxy/{name}.py" for name in COMPILED]

@@ -1,6 +1,7 @@
 """One door for each outside library: nobody else imports it."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +53,13 @@ def imports() -> Iterator[tuple[str, str]]:
 def test_an_outside_library_is_imported_behind_its_door_only(library: str) -> None:
     importers = {module for module, name in imports() if name == library}
     assert importers == DOORS[library], "the table of doors, and docs/adr/002-dependencies.md, say who does"
+
+
+def test_every_package_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join((package, *path.parent.relative_to(directory).parts))
+        for package, directory in PACKAGES.items()
+        for path in directory.rglob("__init__.py")
+    }
+    assert set(listed) == found, "setuptools leaves out what pyproject.toml does not list"

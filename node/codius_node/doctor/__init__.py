@@ -41,6 +41,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "front door": ports.check_front_door,
     "redirect port": ports.check_redirect_port,
     "metrics port": ports.check_metrics_port,
+    "data path": front_door.check_data_path,
     "certificates": front_door.check_certificates,
     "access log": front_door.check_access_log,
     "dns port": ports.check_dns_port,

@@ -1,4 +1,4 @@
-"""What the front door needs of the machine as the user it becomes: certificates, and a place for its log."""
+"""What the front door is of, and needs as the user it becomes: certificates, and a place for its log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pwd
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +24,19 @@ USERS: Final = ("codius-proxy", *UNPRIVILEGED_USERS)
 """Whom the front door becomes: the unit's user, and those of `codiusd run`."""
 ACCESS_SECONDS: Final = 10.0
 """For `test`, which takes a millisecond, unless a file system hangs."""
+DATA_PATH: Final = "codius_proxy.connection"
+"""One of the modules that are compiled, and they are together or not at all."""
+
+
+def check_data_path(_machine: Machine) -> Finding:
+    found = find_spec(DATA_PATH)
+    if found is not None and (found.origin or "").endswith(tuple(EXTENSION_SUFFIXES)):
+        return ok("data path", "compiled")
+    return warn(
+        "data path",
+        "interpreted: each request costs the front door twice the CPU time",
+        "make install compiles it; in a tree that is worked on, make setup",
+    )
 
 
 def check_certificates(machine: Machine) -> Finding:

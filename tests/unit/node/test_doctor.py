@@ -465,7 +465,7 @@ def test_in_a_namespace_with_a_firewall_it_is_found_and_nothing_is_changed(tmp_p
     assert not (tmp_path / "root").exists()
 
 
-# ---- the front door's files -----------------------------------------------------------------------
+# ---- the front door -------------------------------------------------------------------------------
 
 HOST = "codius.example"
 
@@ -476,6 +476,17 @@ def open_path() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="doctor-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
+
+
+@pytest.mark.parametrize(
+    ("module", "verdict", "said"),
+    [("_ssl", Verdict.OK, "compiled"), ("codius_proxy.access_log", Verdict.WARN, "interpreted")],
+)
+def test_a_data_path_that_is_interpreted_is_told(
+    module: str, verdict: Verdict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_door, "DATA_PATH", module)
+    check(front_door.check_data_path(machine(tmp_path)), verdict, said)
 
 
 def secured(path: Path) -> Machine:
