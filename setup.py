@@ -37,10 +37,9 @@ def require_compiler() -> None:
     if trouble:
         sys.exit(
             f"{trouble}\n\n"
-            "The front door's data path cannot be compiled: that takes a C compiler and the headers of libc and "
-            "Python.\n"
+            "The front door's data path needs a C compiler, libc's headers and Python's to be compiled.\n"
             "Debian and Ubuntu have them with: apt install gcc libc6-dev python3-dev\n"
-            "Or make the wheel on a machine that has them and the same Python: python3 -m pip wheel --no-deps ."
+            "Or make the wheel where they are, with the same Python: python3 -m pip wheel --no-deps ."
         )
 
 
