@@ -10,7 +10,7 @@ SUDO     := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # From the distribution. python3-nftables exists only there, so the venv sees the system's packages.
 # gcc and the headers compile the front door's data path (setup.py).
 PACKAGES       := gcc libc6-dev python3-dev podman runc crun catatonit nftables python3-nftables iproute2 python3-venv busybox-static
-TEST_PACKAGES  := curl docker-registry bind9-dnsutils conntrack iptables ufw firewalld dbus-daemon knot slowhttptest qemu-user chromium
+TEST_PACKAGES  := curl openssl docker-registry bind9-dnsutils conntrack iptables ufw firewalld dbus-daemon knot slowhttptest qemu-user chromium
 # The original client's. A Node.js that is not the distribution's brings npm along, and conflicts with this one.
 TEST_PACKAGES  += $(if $(shell command -v npm),,nodejs npm)
 # Only for measurements: other servers and load generators.

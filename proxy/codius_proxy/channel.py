@@ -21,6 +21,7 @@ BULK: Final = 256 * 1024  # and from one that has just filled that: fewer calls 
 HIGH_WATER: Final = 64 * 1024  # bytes waiting to be sent, above which the endpoint is asked to pause
 LOW_WATER: Final = 16 * 1024  # and at which it may go on
 MAX_BUFFERS: Final = 64  # given to the kernel at once
+SMALL: Final = 4 * 1024  # bytes of waiting pieces that are joined: a piece alone costs 250 bytes
 
 _OFF: Final = -1  # as events: the poller does not know us
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds
@@ -79,7 +80,10 @@ class Channel:
         self._events = READABLE
         self._endpoint = endpoint
         self._poller.attach(self._file, self._handle, READABLE)
-        endpoint.connection_made(self)
+        try:
+            endpoint.connection_made(self)
+        except Exception as error:  # noqa: BLE001 - as in `_handle`
+            self._fail(error)
 
     # What the endpoint asks for.
 
@@ -178,7 +182,7 @@ class Channel:
                     self._hang_up()
                 else:
                     self._watch(self._events & ~READABLE)
-            if events & WRITABLE and self._waiting:
+            if self._waiting and events != READABLE:  # a break is also told by the attempt to send
                 self._flush()
         except Exception as error:  # noqa: BLE001 - whatever went wrong is the end of this connection only
             self._fail(error)
@@ -245,8 +249,7 @@ class Channel:
             self._watch(self._events & ~WRITABLE)
             if self._closing:
                 self._part()
-                return
-            if self._shut:
+            elif self._shut:
                 self._shut_down()
         if self._full and self._waiting <= LOW_WATER:
             self._full = False
@@ -260,8 +263,11 @@ class Channel:
             return
         if not self._waiting:
             self._watch(max(self._events, 0) | WRITABLE)
-        self._backlog.append(data)
+        backlog = self._backlog
         self._waiting += len(data)
+        if backlog and len(backlog[-1]) + len(data) <= SMALL:
+            data = memoryview(b"".join((backlog.pop(), data)))
+        backlog.append(data)
         if self._waiting > HIGH_WATER and not self._full:
             self._full = True
             self._endpoint.pause_writing()

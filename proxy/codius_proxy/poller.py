@@ -84,15 +84,20 @@ class Poller:
         return key
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> SelectorKey:
-        old = self._keys[_number(fileobj)]
+        old = self.get_key(fileobj)
         if events != old.events:
-            self._epoll.modify(old.fd, _mask(events))
+            try:
+                self._epoll.modify(old.fd, _mask(events))
+            except OSError:  # closed meanwhile: its number may soon be another one's
+                del self._keys[old.fd]
+                raise
         key = SelectorKey(old.fileobj, old.fd, events, data)
         self._keys[old.fd] = key
         return key
 
     def unregister(self, fileobj: Any) -> SelectorKey:
-        key = self._keys.pop(_number(fileobj))
+        key = self.get_key(fileobj)
+        del self._keys[key.fd]
         try:
             self._epoll.unregister(key.fd)
         except OSError:  # closed before, and forgotten by the kernel
@@ -103,7 +108,12 @@ class Poller:
         return self._keys
 
     def get_key(self, fileobj: Any) -> SelectorKey:
-        return self._keys[_number(fileobj)]
+        file = _number(fileobj)
+        if file < 0:  # closed: its number is known to us only
+            for key in self._keys.values():
+                if key.fileobj is fileobj:
+                    return key
+        return self._keys[file]
 
     def close(self) -> None:
         self._epoll.close()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from contextlib import suppress
 from typing import Final
 
 from codius_proxy.channel import Channel, Endpoint, Peer
 from codius_proxy.poller import READABLE
 
 RECORD: Final = 16 * 1024  # bytes of content in one record, RFC 8446 section 5.1
+MAX_OWED: Final = 16 * 1024  # bytes of TLS's own, as answers to KeyUpdate, for a peer that does not read them
 HANDSHAKE_READ: Final = 16 * 1024  # bytes taken at once; a client's flight has a few hundred
 
 
@@ -48,7 +50,7 @@ class Session:
 class SecureChannel(Channel):
     """A channel whose handshake is over."""
 
-    __slots__ = ("_decrypt", "_encrypt", "_incoming", "_outgoing", "_parting", "_tls")
+    __slots__ = ("_decrypt", "_encrypt", "_incoming", "_outgoing", "_owed", "_parting", "_tls")
 
     def __init__(self, connection: socket.socket, endpoint: Endpoint, peer: Peer, session: Session) -> None:
         self._tls = session.tls
@@ -56,6 +58,7 @@ class SecureChannel(Channel):
         self._encrypt = session.tls.write
         self._incoming = session.incoming
         self._outgoing = session.outgoing
+        self._owed = 0  # bytes of TLS's own that had to wait
         self._parting = False  # we have said good-bye; what still comes is thrown away
         super().__init__(connection, endpoint, peer)
         if self._incoming.pending:  # what came together with the end of the handshake
@@ -78,16 +81,18 @@ class SecureChannel(Channel):
     def close(self) -> None:
         if self._closing:
             return
-        try:
+        with suppress(ssl.SSLError):  # the other side's good-bye is missing: for that there is `_part`
             self._tls.unwrap()
-        except ssl.SSLError:
-            self._reply()  # with our good-bye; for the other side's there is `_part`
-        else:
-            self._reply()
+        self._reply()
         Channel.close(self)
 
+    def resume_reading(self) -> None:
+        Channel.resume_reading(self)
+        if self._incoming.pending:  # nothing more need come for it
+            self._loop.call_soon(self._begin)
+
     def _begin(self) -> None:
-        if self._hearing:
+        if self._hearing and not self._closing:
             try:
                 self._open_records(RECORD)
             except Exception as error:  # noqa: BLE001 - as in `_handle`
@@ -137,10 +142,18 @@ class SecureChannel(Channel):
 
     def _reply(self) -> None:
         """Send what TLS itself has to say."""
-        Channel.write(self, self._outgoing.read())
+        data = self._outgoing.read()
+        Channel.write(self, data)
+        if self._waiting:
+            self._owed += len(data)
+            if self._owed > MAX_OWED:
+                self._lose(ConnectionAbortedError("it makes TLS speak and does not listen"))
 
     def _part(self) -> None:
         """A close with bytes still coming would reset the connection, and with it what we said last."""
+        if self._ended:  # nothing more comes, and whoever has said good-bye need not hang up at all
+            self._lose(None)
+            return
         self._parting = True
         self._shut_down()
         if not self._lost:
