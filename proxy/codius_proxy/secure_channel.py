@@ -50,7 +50,17 @@ class Session:
 class SecureChannel(Channel):
     """A channel whose handshake is over."""
 
-    __slots__ = ("_decrypt", "_encrypt", "_incoming", "_outgoing", "_owed", "_parting", "_tls")
+    __slots__ = (
+        "_decrypt",
+        "_drain",
+        "_encrypt",
+        "_feed",
+        "_incoming",
+        "_outgoing",
+        "_owed",
+        "_parting",
+        "_tls",
+    )
 
     def __init__(self, connection: socket.socket, endpoint: Endpoint, peer: Peer, session: Session) -> None:
         self._tls = session.tls
@@ -58,6 +68,8 @@ class SecureChannel(Channel):
         self._encrypt = session.tls.write
         self._incoming = session.incoming
         self._outgoing = session.outgoing
+        self._feed = session.incoming.write
+        self._drain = session.outgoing.read
         self._owed = 0  # bytes of TLS's own that had to wait
         self._parting = False  # we have said good-bye; what still comes is thrown away
         super().__init__(connection, endpoint, peer)
@@ -76,7 +88,7 @@ class SecureChannel(Channel):
         if self._closing or not data:
             return
         self._encrypt(data)
-        Channel.write(self, self._outgoing.read())
+        Channel.write(self, self._drain())
 
     def close(self) -> None:
         if self._closing:
@@ -108,7 +120,7 @@ class SecureChannel(Channel):
             else:
                 self._end()
         elif not self._parting:
-            self._incoming.write(data)
+            self._feed(data)
             self._open_records(len(data))
 
     def _open_records(self, size: int) -> None:
@@ -142,7 +154,7 @@ class SecureChannel(Channel):
 
     def _reply(self) -> None:
         """Send what TLS itself has to say."""
-        data = self._outgoing.read()
+        data = self._drain()
         Channel.write(self, data)
         if self._waiting:
             self._owed += len(data)
