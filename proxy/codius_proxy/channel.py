@@ -214,7 +214,6 @@ class Channel:
         """The other side says no more."""
         self._ended = True
         self._hearing = False
-        self._watch(self._events & ~READABLE)
         if not self._endpoint.eof_received():
             self.close()
 

@@ -183,10 +183,11 @@ async def test_whoever_is_sent_away_at_once_is_not_heard(visitor: Visitor, how: 
     await rest()
     with suppress(ConnectionError):
         await visitor.send(visitor.records(b"and again"))
-    await rest()
+        assert await visitor.until_end() == (b"no<good-bye>" if how == "close" else b"no")
     visitor.end.close()
     await until(lambda: ear.lost)
     assert ear.heard == ["connection_made", "connection_lost"]
+    assert how == "abort" or ear.error is None
 
 
 @pytest.mark.parametrize("piece", [1, 3, 100, 16_411, 40_000, None])
@@ -299,6 +300,34 @@ async def test_whoever_never_answers_our_good_bye_is_cut_off_by_whoever_counts_t
     assert found.closing
     assert not ear.lost
     found.abort()
+    await until(lambda: ear.lost)
+
+
+@on_front_loop
+async def test_who_is_still_speaking_gets_our_last_words(visitor: Visitor) -> None:
+    """What it says is taken and thrown away: otherwise it could not get so far as to listen."""
+    await visitor.shake_hands()
+    ear, found = visitor.open()
+    found.write(b"last")
+    found.close()
+    async with asyncio.timeout(DEADLINE):
+        await visitor.send(visitor.records(b"x" * 20_000_000))
+    assert await visitor.until_end() == b"last<good-bye>"
+    visitor.end.close()
+    await until(lambda: ear.lost)
+    assert ear.heard == ["connection_made", "connection_lost"]
+
+
+@on_front_loop
+async def test_a_pause_after_our_good_bye_does_not_hide_the_end(visitor: Visitor) -> None:
+    await visitor.shake_hands()
+    ear, found = visitor.open()
+    found.close()
+    found.pause_reading()
+    await visitor.send(visitor.records(b"x"))
+    await rest()
+    assert not ear.lost
+    visitor.end.close()
     await until(lambda: ear.lost)
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE
 
 import pytest
@@ -99,6 +100,9 @@ def test_a_handler_hears_of_what_it_asked_for_last_and_of_breaks(
     poller.detach(ours.fileno())
     poller.select(0)
     assert len(seen) == 2
+    poller.attach(ours.fileno(), seen.append, READABLE)
+    poller.select(0)
+    assert len(seen) == 3
 
 
 def test_what_was_detached_hears_nothing_more_of_what_came_with_it(poller: Poller) -> None:
@@ -228,6 +232,26 @@ def test_asyncio_is_told_of_what_it_asked_for_and_of_breaks_as_that(
     assert poller.select(0) == [(writing, EVENT_WRITE)]
     assert poller.unregister(ours) == writing
     assert poller.select(0) == []
+
+
+def test_a_break_alone_is_what_asyncio_waited_for(poller: Poller) -> None:
+    reading, writing = os.pipe()
+    key = poller.register(reading, EVENT_READ)
+    os.close(writing)
+    assert poller.select(0) == [(key, EVENT_READ)]
+    poller.unregister(reading)
+    os.close(reading)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    key = poller.register(writing, EVENT_WRITE)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    assert poller.select(0) == []
+    os.close(reading)
+    assert poller.select(0) == [(key, EVENT_WRITE)]
+    poller.unregister(writing)
+    os.close(writing)
 
 
 def test_a_file_is_known_once(poller: Poller, ends: tuple[socket.socket, socket.socket]) -> None:
