@@ -153,7 +153,7 @@ class VisitorConnection(Endpoint):
             # It may only have shut its side, or be gone: the answer gets a little time to come.
             self.close_after = self.close_after or not self.reader.waiting
             self.touch()
-            return self._channel.half_closable  # TLS has no half-close in asyncio
+            return self._channel.half_closable  # a TLS connection ends as a whole
         # Pipelined requests wait for it to read.
         return state is _HEAD and self.blocked and self._channel.half_closable
 
@@ -187,7 +187,7 @@ class VisitorConnection(Endpoint):
     def expired(self) -> None:
         """The deadline has passed: whoever made us wait is to blame."""
         state = self._state
-        if self.blocked or state in (_LINGER, _CLOSED):
+        if self.blocked or self._channel.closing or state in (_LINGER, _CLOSED):
             unsent = self._channel.count_unsent()
             if 0 < unsent <= self._unsent - self.site.config.limits.progress:  # slow, but reading
                 self._unsent = unsent

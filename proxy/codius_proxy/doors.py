@@ -91,9 +91,16 @@ class Door:
                 continue  # that one has gone already
             connection.setblocking(False)
             if self._plain:
-                Channel(connection, VisitorConnection(self._site, self._entrance), address)
+                self._admit(connection, address)
             else:
                 self._receive(connection, address)
+
+    def _admit(self, connection: socket.socket, address: tuple[str, int]) -> None:
+        try:
+            Channel(connection, VisitorConnection(self._site, self._entrance), address)
+        except Exception:  # whatever went wrong is the end of this connection only
+            logger.exception("a connection was lost on its arrival")
+            connection.close()
 
     def _receive(self, connection: socket.socket, address: tuple[str, int]) -> None:
         task = asyncio.create_task(self._arrive(connection, address), name=f"arrival of {address[0]}")

@@ -54,6 +54,11 @@ class Tunnel:
         waiting = self._closing or self.visitor_side.blocked or self.target_side.blocked
         self.deadline = self._site.now + (timeouts.body if waiting else timeouts.tunnel)
 
+    def part(self) -> None:
+        """One side is about to end: it has the time of a body for it."""
+        self._closing = True
+        self.moved()
+
     # What the site tells us.
 
     def expired(self) -> None:
@@ -81,8 +86,7 @@ class Tunnel:
 
     def _target_lost(self, error: Exception | None) -> None:
         self._target.connection_lost(error)
-        self._closing = True
-        self.moved()
+        self.part()
         if error is None:
             self.visitor_side.channel.close()
         else:
@@ -120,7 +124,8 @@ class _Side(Endpoint):
         self.eof = True
         if not self.other.channel.closing:
             if self.other.eof or not self.other.channel.half_closable:
-                self.other.channel.close()  # TLS has no half-close in asyncio
+                self.other.channel.close()  # under TLS both directions end together
+                self._tunnel.part()
             else:
                 self.other.channel.write_eof()
         return not self.other.eof and self.channel.half_closable
