@@ -154,8 +154,11 @@ class VisitorConnection(Endpoint):
             self.close_after = self.close_after or not self.reader.waiting
             self.touch()
             return self._channel.half_closable  # a TLS connection ends as a whole
-        # Pipelined requests wait for it to read.
-        return state is _HEAD and self.blocked and self._channel.half_closable
+        if state is _HEAD and self.blocked and self._channel.half_closable:
+            return True  # pipelined requests wait for it to read
+        if state is _HEAD:
+            self._close()
+        return False
 
     def connection_lost(self, error: Exception | None) -> None:
         self._state = _CLOSED

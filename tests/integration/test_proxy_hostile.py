@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import marshal
 import os
 import re
 import resource
@@ -12,9 +13,11 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from codius_proxy import recorder
 from codius_proxy.config import Limits, Timeouts
 from codius_proxy.worker import SPARE_FILES
 from tests.harness.front import POD, ZONE, front, name
@@ -26,6 +29,8 @@ GIB = 1024**3
 STEP = 0.02
 """Seconds between two bytes, or reads, of a slow visitor: its pace, not a wait for anything."""
 STEPS = 100
+QUIET = 0.3
+"""Seconds, several ticks of a worker's: what has not finished by then does not without its visitor."""
 SLOW_READERS = 200
 PER_READER = 1.5
 """MiB a visitor that does not read may cost: two buffers of the event loop's, and what they are made of."""
@@ -199,6 +204,48 @@ async def test_a_visitor_that_reads_slowly_is_kept_and_one_that_hardly_reads_is_
         assert await sip(client, ended) is kept
         if not kept:
             await reset_follows(client)
+
+
+async def test_who_hangs_up_on_an_answer_it_does_not_read_is_let_go() -> None:
+    """Whatever part of the answer is left: all of it in the kernel, some of it ours, or too much for us."""
+    loop = asyncio.get_running_loop()
+    sizes = range(64 * 1024, 4 * MIB, 48 * 1024)  # one of them leaves us less than makes us wait
+
+    async def script(line: Line) -> None:
+        head = await line.read_head()
+        size = int(head.split(b" ")[1].removeprefix(b"/"))
+        with contextlib.suppress(ConnectionError):  # nobody reads all of it
+            await line.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+            assert not await line.read_head()
+
+    sending, receiving = recorder.pair()
+    with sending, receiving:
+        async with (
+            origin(script) as pod,
+            front(
+                {POD: pod.port}, timeouts=Timeouts(idle=1.0, body=1.0, linger=0.5), recorder=sending
+            ) as proxy,
+            many(proxy.port, len(sizes)) as clients,
+        ):
+            for client, size in zip(clients, sizes, strict=True):
+                await loop.sock_sendall(client, f"GET /{size} HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode())
+
+            async def hear() -> recorder.Message:
+                return cast(recorder.Message, marshal.loads(await loop.sock_recv(receiving, MIB)))
+
+            finished = left = 0
+            with contextlib.suppress(TimeoutError):  # some never are: nobody reads them
+                while True:
+                    async with asyncio.timeout(QUIET if finished else DEADLINE):
+                        message = await hear()
+                    finished, left = finished + len(message[6]), message[2]
+            assert left
+            for client in clients:
+                with contextlib.suppress(OSError):  # it was not awaited any longer
+                    client.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(DEADLINE):
+                while left:
+                    left = (await hear())[2]
 
 
 @PACES
