@@ -13,7 +13,9 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Final
 
-IDLE: Final = 10_000
+_FILES: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+IDLE: Final = 10_000 if _FILES == resource.RLIM_INFINITY else min(10_000, _FILES // 2 - 128)
+"""As many as the front door takes with its two files for each, and some are left for others."""
 PER_SOURCE: Final = 500
 """Connections from one address: fewer than one may have."""
 TOGETHER: Final = 1000

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from codius_proxy import server
-from codius_proxy.config import ProxyConfig
+from codius_proxy.config import Limits, ProxyConfig
 from codius_proxy.routes import Target
 from tests.bench.rivals import ROUTES, ZONE, pod_hash
 from tests.harness.front import Feed
@@ -31,6 +31,8 @@ def main() -> None:
         certificates=_unpack(directory, Path(certificate)) if certificate else None,
         access_log=directory / "access.log",
         metrics=("127.0.0.1", 0),
+        # What may go to a pod at once is counted by address. All pods have one here, and the share of all.
+        limits=Limits(per_target=Limits().per_target * ROUTES),
     )
     table = {pod_hash(number): Target("127.0.0.1", int(origin)) for number in range(ROUTES)}
     up = threading.Event()
