@@ -20,7 +20,7 @@ MAX_LENGTH_DIGITS: Final = 18  # of a Content-Length: below 2**63 with room to s
 # Possessive quantifiers only on single characters: Python 3.11 before 3.11.5 lets fullmatch succeed in the
 # middle of a possessive group (gh-106052), and Debian 12 has 3.11.2.
 TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
-_TOKEN_BYTES: Final = b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+TOKEN_BYTES: Final = b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 TOKEN_ONLY: Final = re.compile(TOKEN)
 BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 FIELD: Final = re.compile(rb"(" + TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)")
@@ -136,7 +136,7 @@ class NameMemo(dict[bytes, Kind | None]):
 
     def __missing__(self, name: bytes) -> Kind | None:
         # What is left at its ends is no token's. A regex takes three times as long; floods bring new names.
-        if not name or name.strip(_TOKEN_BYTES):
+        if not name or name.strip(TOKEN_BYTES):
             raise HttpError(400, why_no_name(name))
         lowered = name.lower()
         kind = self._kinds.get(lowered)

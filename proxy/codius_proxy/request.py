@@ -21,6 +21,7 @@ from codius_proxy.fields import (
     PROTECTED,
     REQUEST_NAMES,
     TOKEN,
+    TOKEN_BYTES,
     TRANSFER,
     UPGRADE,
     Field,
@@ -44,9 +45,6 @@ _TARGET_BYTES: Final = bytes({*range(0x21, 0x7F)} - {ord("#")})
 _REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]++) HTTP/([0-9])\.([0-9])")
 _COMMON: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 _ABSOLUTE: Final = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?+://([^/?]*+)(.*+)")
-_TOKEN_BYTES: Final = frozenset(
-    b"!#$%&'*+.^_`|~-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-)
 MEMO_BLOCKS: Final = 1024  # header blocks remembered: a program sends the same one with each request
 MEMO_BLOCK_LENGTH: Final = 1024  # bytes; longer ones are read line by line each time
 
@@ -150,7 +148,7 @@ def find_head_end(buffer: bytes, start: int = 0, bounds: Bounds = DEFAULT) -> in
         if b"\r\n" not in buffer[: bounds.line + MAX_METHOD]:
             raise HttpError(414, f"The request target is longer than {bounds.line} bytes.")
         raise HttpError(431, f"The request head is longer than {bounds.head} bytes.")
-    if buffer and buffer[0] not in _TOKEN_BYTES:
+    if buffer and buffer[0] not in TOKEN_BYTES:
         raise HttpError(400, "This is not an HTTP/1.1 request.")
     if BARE_LF.search(buffer, max(0, start - 1)):
         raise HttpError(400, "Lines of a request head end with CR LF; this one has a bare LF.")
