@@ -14,9 +14,9 @@ import sysconfig
 from setuptools import Extension, setup
 
 COMPILED = (
-    "admission", "channel", "chunked", "connection", "exchange", "fields", "identity", "memo", "metrics",
-    "poller", "pool", "recorder", "request", "request_reader", "response", "response_reader", "routes",
-    "secure_channel", "site", "tunnel", "turns", "upstream", "visit",
+    "access_log", "admission", "channel", "chunked", "connection", "exchange", "fields", "identity", "memo",
+    "metrics", "outbox", "poller", "pool", "request", "request_reader", "response", "response_reader",
+    "routes", "secure_channel", "site", "tunnel", "turns", "upstream", "visit",
 )  # fmt: skip
 
 

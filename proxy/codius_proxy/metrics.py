@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from http import HTTPStatus
+from typing import Final, TypeAlias
 
-from codius_proxy.access_log import MICRO, Record
+from codius_proxy.access_log import MICRO
+from codius_proxy.visit import Visit
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS: Final[Sequence[float]] = (  # seconds
@@ -18,24 +19,67 @@ MAX_PODS: Final = 2048  # pods with series of their own; those without a request
 OTHER: Final = "other"
 SWITCHING: Final = 101  # a tunnel's length says nothing of how quick anybody is
 
+_CODES: Final = frozenset(code.value for code in HTTPStatus)  # those that are known
 _PREFIX: Final = "codius_proxy_"
 
 
-@dataclass(slots=True)
+Sums: TypeAlias = tuple[
+    dict[str, tuple[int, int, int, dict[int, int]]],  # by pod: what `_Traffic` has, in its order
+    dict[str, int],  # refusals by reason
+    list[int],  # durations by bucket
+    int,  # all of them together, in microseconds
+]
+"""What a worker has counted in some requests, the way it travels to the recorder."""
+
+
 class _Traffic:
     """The requests to one pod."""
 
-    last: int = 0  # when one ended, microseconds since the epoch
-    received: int = 0
-    sent: int = 0
-    by_status: dict[int, int] = field(default_factory=dict)
+    __slots__ = ("by_status", "last", "received", "sent")
 
-    def add(self, other: _Traffic) -> None:
-        self.last = max(self.last, other.last)
-        self.received += other.received
-        self.sent += other.sent
-        for status, count in other.by_status.items():
-            self.by_status[status] = self.by_status.get(status, 0) + count
+    def __init__(self) -> None:
+        self.last = 0  # when one ended, microseconds since the epoch
+        self.received = 0
+        self.sent = 0
+        self.by_status: dict[int, int] = {}
+
+    def add(self, last: int, received: int, sent: int, by_status: Mapping[int, int]) -> None:
+        self.last = max(self.last, last)
+        self.received += received
+        self.sent += sent
+        for status, count in by_status.items():
+            # RFC 9110 section 15; and no pod can make as many series as there are numbers.
+            code = status if status in _CODES else status // 100 * 100
+            self.by_status[code] = self.by_status.get(code, 0) + count
+
+
+def sum_up(visits: Iterable[Visit], offset: float) -> Sums:
+    """Finished requests; `offset` is what the wall's clock is ahead of the monotonic one, in seconds."""
+    by_pod: dict[str, _Traffic] = {}
+    refusals: dict[str, int] = {}
+    buckets = [0] * (len(BUCKETS) + 1)
+    duration = 0
+    for visit in visits:
+        seconds, pod, status, reason = visit.seconds, visit.pod, visit.status, visit.reason
+        traffic = by_pod.get(pod)
+        if traffic is None:
+            traffic = by_pod[pod] = _Traffic()
+        traffic.last = int((visit.started + seconds + offset) * MICRO)
+        traffic.received += visit.received
+        traffic.sent += visit.sent
+        by_status = traffic.by_status
+        by_status[status] = by_status.get(status, 0) + 1
+        if reason:
+            refusals[reason] = refusals.get(reason, 0) + 1
+        if status != SWITCHING:
+            took = int(seconds * MICRO)
+            buckets[bisect_left(_BOUNDS, took)] += 1
+            duration += took
+    shown = {
+        pod: (traffic.last, traffic.received, traffic.sent, traffic.by_status)
+        for pod, traffic in by_pod.items()
+    }
+    return shown, refusals, buckets, duration
 
 
 class Metrics:
@@ -50,23 +94,19 @@ class Metrics:
         self._accepted = 0
         self._lost = 0
 
-    def count(self, records: Iterable[Record]) -> None:
-        """Finished requests."""
-        buckets, all_traffic, refusals = self._buckets, self._traffic, self._refusals
-        for ended, took, _, _, _, _, _, pod, status, received, sent, _, refusal, _ in records:
-            traffic = all_traffic.get(pod)
+    def add(self, sums: Sums) -> None:
+        """Finished requests, of any worker."""
+        by_pod, refusals, buckets, duration = sums
+        for pod, (last, received, sent, by_status) in by_pod.items():
+            traffic = self._traffic.get(pod)
             if traffic is None:
                 traffic = self._add_pod(pod)
-            traffic.last = ended
-            traffic.received += received
-            traffic.sent += sent
-            by_status = traffic.by_status
-            by_status[status] = by_status.get(status, 0) + 1
-            if refusal:
-                refusals[refusal] = refusals.get(refusal, 0) + 1
-            if status != SWITCHING:
-                buckets[bisect_left(_BOUNDS, took)] += 1
-                self._duration += took
+            traffic.add(last, received, sent, by_status)
+        for reason, count in refusals.items():
+            self._refusals[reason] = self._refusals.get(reason, 0) + count
+        for number, count in enumerate(buckets):
+            self._buckets[number] += count
+        self._duration += duration
 
     def count_accepted(self, connections: int) -> None:
         self._accepted += connections
@@ -89,7 +129,9 @@ class Metrics:
             oldest = min(
                 (name for name in self._traffic if name != OTHER), key=lambda n: self._traffic[n].last
             )
-            self._traffic.setdefault(OTHER, _Traffic()).add(self._traffic.pop(oldest))
+            found = self._traffic.pop(oldest)
+            rest = self._traffic.setdefault(OTHER, _Traffic())
+            rest.add(found.last, found.received, found.sent, found.by_status)
         traffic = self._traffic[pod] = _Traffic()
         return traffic
 

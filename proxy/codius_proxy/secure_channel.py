@@ -125,14 +125,15 @@ class SecureChannel(Channel):
 
     def _open_records(self, size: int) -> None:
         """Hand over the content of the records that are complete; most likely it is one, of `size` bytes."""
-        data = self._open_record(min(size, RECORD))
+        size = min(size, RECORD)
+        data = self._open_record(size)
         if data:
-            if self._incoming.pending or self._tls.pending():
+            if self._incoming.pending or len(data) == size:
                 parts = [data]
                 while data := self._open_record(RECORD):
                     parts.append(data)
                 self._endpoint.data_received(b"".join(parts))
-            else:
+            else:  # that was all: what a record hides is shorter than the record
                 self._endpoint.data_received(data)
                 return
         if data is not None and not self._closing:

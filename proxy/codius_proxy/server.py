@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
-from codius_proxy import listeners, recorder, worker
-from codius_proxy.access_log import LogFile
+from codius_proxy import listeners, outbox, recorder, worker
 from codius_proxy.config import LogError, ProxyConfig, SetupError
 from codius_proxy.event_loop import FrontLoop
 from codius_proxy.last_table import LastTable
 from codius_proxy.listeners import Listeners
+from codius_proxy.log_file import LogFile
 from codius_proxy.recorder import Recorder
 from codius_proxy.worker import Equipment
 
@@ -236,7 +236,7 @@ class _Parent:
         if self._recorder:
             return
         scrapes = self._opened.metrics
-        sending, receiving = recorder.pair()
+        sending, receiving = outbox.pair()
         self._mailbox = sending
         self._private = [sending, receiving]
         kept = [receiving, *([scrapes] if scrapes is not None else [])]

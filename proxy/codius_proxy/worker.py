@@ -17,7 +17,7 @@ from codius_proxy.doors import Door
 from codius_proxy.feed import FeedReader
 from codius_proxy.identity import Entrance
 from codius_proxy.last_table import LastTable
-from codius_proxy.recorder import Outbox
+from codius_proxy.outbox import Outbox
 from codius_proxy.routes import RouteTable
 from codius_proxy.site import Site
 from codius_proxy.visit import Unobserved

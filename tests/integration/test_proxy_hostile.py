@@ -17,7 +17,7 @@ from typing import cast
 
 import pytest
 
-from codius_proxy import recorder
+from codius_proxy import outbox
 from codius_proxy.config import Limits, Timeouts
 from codius_proxy.worker import SPARE_FILES
 from tests.harness.front import POD, ZONE, front, name
@@ -218,7 +218,7 @@ async def test_who_hangs_up_on_an_answer_it_does_not_read_is_let_go() -> None:
             await line.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
             assert not await line.read_head()
 
-    sending, receiving = recorder.pair()
+    sending, receiving = outbox.pair()
     with sending, receiving:
         async with (
             origin(script) as pod,
@@ -230,22 +230,22 @@ async def test_who_hangs_up_on_an_answer_it_does_not_read_is_let_go() -> None:
             for client, size in zip(clients, sizes, strict=True):
                 await loop.sock_sendall(client, f"GET /{size} HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode())
 
-            async def hear() -> recorder.Message:
-                return cast(recorder.Message, marshal.loads(await loop.sock_recv(receiving, MIB)))
+            async def hear() -> outbox.Message:
+                return cast(outbox.Message, marshal.loads(await loop.sock_recv(receiving, MIB)))
 
             finished = left = 0
             with contextlib.suppress(TimeoutError):  # some never are: nobody reads them
                 while True:
                     async with asyncio.timeout(QUIET if finished else DEADLINE):
                         message = await hear()
-                    finished, left = finished + len(message[6]), message[2]
+                    finished, left = finished + sum(batch[0] for batch in message[5]), message[1]
             assert left
             for client in clients:
                 with contextlib.suppress(OSError):  # it was not awaited any longer
                     client.shutdown(socket.SHUT_WR)
             async with asyncio.timeout(DEADLINE):
                 while left:
-                    left = (await hear())[2]
+                    left = (await hear())[1]
 
 
 @PACES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import marshal
 import socket
 from collections import Counter
@@ -11,16 +12,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import aiohttp
 import pytest
 
-from codius_proxy.access_log import Record
 from codius_proxy.config import Timeouts
-from codius_proxy.recorder import MAX_MESSAGE, Message, pair
+from codius_proxy.outbox import MAX_MESSAGE, Message, pair
 from tests.harness.certificates import Authority
 from tests.harness.front import OTHER, POD, ZONE, front, name
 from tests.harness.origin import ANSWER, DEADLINE, Line, closed_port, origin, websocket_echo
+
+Record: TypeAlias = dict[str, Any]
+"""Of the access log."""
 
 SOON = Timeouts(linger=0.1)  # the shortest time-out says how often a worker posts what it has
 
@@ -39,7 +43,7 @@ class Recorded:
         async with asyncio.timeout(DEADLINE):
             while len(self.records) < count:
                 try:
-                    message = self.receiving.recv(2 * MAX_MESSAGE)
+                    message = self.receiving.recv(MAX_MESSAGE)
                 except BlockingIOError:
                     await asyncio.sleep(0.01)
                 else:
@@ -52,14 +56,18 @@ class Recorded:
         async with asyncio.timeout(DEADLINE):
             while sum(self.turned_away.values()) < count:
                 try:
-                    self.take(marshal.loads(self.receiving.recv(2 * MAX_MESSAGE)))
+                    self.take(marshal.loads(self.receiving.recv(MAX_MESSAGE)))
                 except BlockingIOError:
                     await asyncio.sleep(0.01)
         return dict(self.turned_away)
 
     def take(self, message: Message) -> None:
-        self.turned_away.update(message[4])
-        self.records += message[6]
+        _, _, _, turned_away, _, batches = message
+        self.turned_away.update(turned_away)
+        for count, _, lines in batches:
+            found = [json.loads(line) for line in lines.splitlines()]
+            assert len(found) == count
+            self.records += found
 
 
 @pytest.fixture
@@ -69,9 +77,13 @@ async def recorded() -> AsyncIterator[Recorded]:
         yield Recorded(sending, receiving)
 
 
-def brief(record: Record) -> tuple[bytes, bytes, str, int, str, str]:
-    _, _, _, _, method, _, target, pod, status, _, _, _, refusal, end = record
-    return method, target, pod, status, refusal, end
+def brief(record: Record) -> tuple[object, ...]:
+    return tuple(record[name] for name in ("method", "target", "pod", "status", "refusal", "end"))
+
+
+def number(record: Record) -> int:
+    """Of the request in its worker."""
+    return int(record["id"].partition("-")[2], 16)
 
 
 async def test_answers_of_pods_and_of_the_api_with_their_bytes(recorded: Recorded) -> None:
@@ -84,12 +96,12 @@ async def test_answers_of_pods_and_of_the_api_with_their_bytes(recorded: Recorde
         await client.send(f"POST /b HTTP/1.1\r\nHost: {ZONE}\r\nContent-Length: 5\r\n\r\nhello".encode())
         await client.answer()
         first, second = await recorded.get(2)
-    assert brief(first) == (b"GET", b"/a", POD, 200, "", "answered")
-    assert first[2:4] == ("127.0.0.1", "http")
-    assert first[10] == len(answer.head) + len(answer.body)
-    assert brief(second) == (b"POST", b"/b", "api", 200, "", "answered")
-    assert second[9] == 5
-    assert second[11] == first[11] + 1
+    assert brief(first) == ("GET", "/a", POD, 200, "", "answered")
+    assert (first["client"], first["scheme"]) == ("127.0.0.1", "http")
+    assert first["sent"] == len(answer.head) + len(answer.body)
+    assert brief(second) == ("POST", "/b", "api", 200, "", "answered")
+    assert second["received"] == 5
+    assert number(second) == number(first) + 1
 
 
 async def test_pipelined_requests_are_one_record_each(recorded: Recorded) -> None:
@@ -101,7 +113,7 @@ async def test_pipelined_requests_are_one_record_each(recorded: Recorded) -> Non
         await client.send(b"".join(f"GET /{n} HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode() for n in range(5)))
         for _ in range(5):
             assert (await client.answer()).status == 200
-        assert [record[6] for record in await recorded.get(5)] == [b"/%d" % n for n in range(5)]
+        assert [record["target"] for record in await recorded.get(5)] == [f"/{n}" for n in range(5)]
 
 
 async def test_refusals_say_why(recorded: Recorded) -> None:
@@ -115,14 +127,14 @@ async def test_refusals_say_why(recorded: Recorded) -> None:
         await client.send(b"GET / HTTP/1.1\r\nBad Field: x\r\n\r\n")
         ids.append((await client.answer()).one("x-request-id"))
         records = await recorded.get(4)
-    assert [(record[8], record[12], record[7]) for record in records] == [
+    assert [(record["status"], record["refusal"], record["pod"]) for record in records] == [
         (404, "no_pod", ""),
         (421, "unknown_name", ""),
         (503, "pod_starting", POD),
         (400, "malformed", ""),
     ]
-    assert {record[13] for record in records} == {"refused"}
-    assert [int(found.partition("-")[2], 16) for found in ids] == [record[11] for record in records]
+    assert {record["end"] for record in records} == {"refused"}
+    assert ids == [record["id"] for record in records]
 
 
 async def test_ends_that_were_nobodys_answer(recorded: Recorded) -> None:
@@ -149,8 +161,8 @@ async def test_ends_that_were_nobodys_answer(recorded: Recorded) -> None:
         await client.aclose()
         records = await recorded.get(2)
     assert [brief(record)[1:] for record in records] == [
-        (b"/broken", POD, 200, "broken_off", "target_lost"),
-        (b"/left", POD, 0, "", "visitor_lost"),
+        ("/broken", POD, 200, "broken_off", "target_lost"),
+        ("/left", POD, 0, "", "visitor_lost"),
     ]
 
 
@@ -164,9 +176,9 @@ async def test_a_tunnel_is_one_record_with_the_bytes_of_both_ways(recorded: Reco
             await echo.send_bytes(b"x" * 50_000)
             await echo.receive_bytes()
         [record] = await recorded.get(1)
-    assert (record[8], record[13]) == (101, "upgraded")
-    assert record[9] >= 50_000
-    assert record[10] >= 50_000
+    assert (record["status"], record["end"]) == (101, "upgraded")
+    assert record["received"] >= 50_000
+    assert record["sent"] >= 50_000
 
 
 async def test_connections_that_get_no_answer_are_counted(recorded: Recorded, tmp_path: Path) -> None:
@@ -201,7 +213,9 @@ async def test_whoever_is_behind_a_trusted_proxy_is_the_one_who_is_recorded(reco
         client = await proxy.client()
         for host in (name(), name(OTHER)):
             await client.get(host, extra="X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n")
-        assert [record[2:4] for record in await recorded.get(2)] == [("192.0.2.7", "https")] * 2
+        assert [(record["client"], record["scheme"]) for record in await recorded.get(2)] == [
+            ("192.0.2.7", "https")
+        ] * 2
 
 
 async def test_a_request_that_is_sent_again_is_still_from_its_visitor() -> None:

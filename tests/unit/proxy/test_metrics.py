@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_proxy.access_log import MICRO
-from codius_proxy.metrics import BUCKETS, MAX_PODS, OTHER, Metrics
-from tests.unit.proxy.test_access_log import POD, record
+from codius_proxy.metrics import BUCKETS, MAX_PODS, OTHER, Metrics, sum_up
+from codius_proxy.visit import Visit
+from tests.unit.proxy.test_access_log import POD, visit
 
 SAMPLE = re.compile(r'([a-z_]+)(?:\{([a-z]+="[^"]*"(?:,[a-z]+="[^"]*")*)\})? ([0-9.]+)')
 
@@ -32,12 +33,14 @@ def samples(metrics: Metrics, connections: dict[int, int] | None = None) -> dict
     return found
 
 
+def count(metrics: Metrics, *visits: Visit) -> None:
+    metrics.add(sum_up(visits, 0.0))
+
+
 def test_requests_are_counted_by_pod_and_code_and_refusals_by_reason() -> None:
     metrics = Metrics()
-    metrics.count([record()])
-    metrics.count([record()])
-    metrics.count([record(pod="api", status=201)])
-    metrics.count([record(pod="", status=404, refusal="no_pod")])
+    count(metrics, visit(), visit(pod="api", status=201))
+    count(metrics, visit(), visit(pod="", status=404, reason="no_pod"))
     metrics.count_accepted(3)
     metrics.count_turned_away({"handshake": 2})
     metrics.count_turned_away({"handshake": 1, "crowded": 5})
@@ -59,7 +62,7 @@ def test_requests_are_counted_by_pod_and_code_and_refusals_by_reason() -> None:
 def test_a_duration_is_in_every_bucket_that_is_not_below_it(durations: list[float]) -> None:
     metrics = Metrics()
     for duration in durations:
-        metrics.count([record(took=duration)])
+        count(metrics, visit(seconds=duration))
     found = samples(metrics)
     for bound in BUCKETS:
         assert found[f'request_duration_seconds_bucket{{le="{bound}"}}'] == sum(
@@ -72,17 +75,30 @@ def test_a_duration_is_in_every_bucket_that_is_not_below_it(durations: list[floa
 
 def test_a_tunnel_says_nothing_of_latency() -> None:
     metrics = Metrics()
-    metrics.count([record(status=101, took=3600)])
+    count(metrics, visit(status=101, seconds=3600))
     assert samples(metrics)["request_duration_seconds_count"] == 0
 
 
 def test_however_many_pods_there_were_the_sums_are_right_and_the_series_bounded() -> None:
     metrics = Metrics()
     for number in range(3 * MAX_PODS):
-        metrics.count([record(pod=f"pod{number}", ended=float(number))])
+        count(metrics, visit(pod=f"pod{number}", ended=float(number)))
     found = samples(metrics)
     requests = {key: value for key, value in found.items() if key.startswith("requests_total")}
     assert sum(requests.values()) == 3 * MAX_PODS
     assert len(requests) <= MAX_PODS + 1
     assert f'requests_total{{pod="pod{3 * MAX_PODS - 1}",code="200"}}' in requests
     assert requests[f'requests_total{{pod="{OTHER}",code="200"}}'] > MAX_PODS
+
+
+def test_the_codes_a_pod_makes_up_are_counted_as_their_class_says() -> None:
+    """RFC 9110 section 15: a code that is not known means x00 of its class."""
+    metrics = Metrics()
+    for status in range(100, 1000):
+        count(metrics, visit(status=status))
+    found = samples(metrics)
+    requests = {key: value for key, value in found.items() if key.startswith("requests_total")}
+    assert sum(requests.values()) == 900
+    assert len(requests) < 100
+    assert requests[f'requests_total{{pod="{POD}",code="404"}}'] == 1
+    assert requests[f'requests_total{{pod="{POD}",code="700"}}'] == 100

@@ -13,9 +13,11 @@ from time import monotonic
 import aiohttp
 import pytest
 
-from codius_proxy.access_log import MAX_SHOWN, LogFile
+from codius_proxy.access_log import MAX_SHOWN
 from codius_proxy.identity import Identity
-from codius_proxy.recorder import BATCH, MAX_KEPT, MAX_MESSAGE, Outbox, Recorder, pair, serve
+from codius_proxy.log_file import LogFile
+from codius_proxy.outbox import BATCH, MAX_KEPT, MAX_LINES, MAX_MESSAGE, POSTED, Outbox, pair
+from codius_proxy.recorder import Recorder, serve
 from codius_proxy.request import RequestHead, parse_request
 from codius_proxy.visit import End, Visit
 from tests.harness.origin import DEADLINE
@@ -25,8 +27,10 @@ REQUEST = parse_request(b"GET /path HTTP/1.1\r\nHost: host.example")
 NOBODY = Identity("192.0.2.1", "https")
 
 
-def visit(number: int = 1, *, request: RequestHead | None = REQUEST) -> Visit:
-    return Visit(NOBODY, request, "api", 200, 10, 20, monotonic() - 0.5, 0.5, number, End.ANSWERED, "")
+def visit(
+    number: int = 1, *, request: RequestHead | None = REQUEST, pod: str = "api", reason: str = ""
+) -> Visit:
+    return Visit(NOBODY, request, pod, 200, 10, 20, monotonic() - 0.5, 0.5, number, End.ANSWERED, reason)
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def drain(receiving: socket.socket, recorder: Recorder) -> int:
     count = 0
     while True:
         try:
-            message = receiving.recv(2 * MAX_MESSAGE)
+            message = receiving.recv(MAX_MESSAGE)
         except BlockingIOError:
             return count
         recorder.take(message)
@@ -72,15 +76,15 @@ def test_a_finished_request_is_a_line_and_a_count(
     assert f'codius_proxy_connections{{worker="{os.getpid()}"}} 3' in recorder.render_metrics()
 
 
-def test_a_batch_is_sent_without_waiting_for_a_quiet_moment(
+def test_some_batches_are_sent_without_waiting_for_a_quiet_moment(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     recorder = Recorder(None)
     outbox = Outbox(ends[0], "c0ffee")
-    for number in range(BATCH):
+    for number in range(POSTED * BATCH):
         outbox.visited(visit(number))
     assert drain(ends[1], recorder) == 1
-    assert samples(recorder.metrics)["request_duration_seconds_count"] == BATCH
+    assert samples(recorder.metrics)["request_duration_seconds_count"] == POSTED * BATCH
 
 
 def test_a_worker_at_rest_sends_nothing(ends: tuple[socket.socket, socket.socket]) -> None:
@@ -101,19 +105,22 @@ def test_a_request_that_could_not_be_read_is_recorded(ends: tuple[socket.socket,
     assert samples(recorder.metrics)["request_duration_seconds_count"] == 1
 
 
-def test_long_targets_go_in_smaller_messages(ends: tuple[socket.socket, socket.socket]) -> None:
-    long = parse_request(b"GET /" + b"x" * 16000 + b" HTTP/1.1\r\nHost: " + b"h" * 16000)
+@pytest.mark.parametrize("byte", [b"x", b"\xff"])
+def test_long_targets_go_in_smaller_messages(ends: tuple[socket.socket, socket.socket], byte: bytes) -> None:
+    long = parse_request(b"GET / HTTP/1.1\r\nHost: host.example")
+    long.target, long.host = byte * 16000, byte * 16000  # worse than the parser lets through
     recorder = Recorder(None)
     outbox = Outbox(ends[0], "c0ffee")
+    total = POSTED * BATCH
     sent = 0
-    for number in range(BATCH):
+    for number in range(total):
         outbox.visited(visit(number, request=long))
-    for _ in range(BATCH):
+    for _ in range(total):
         sent += drain(ends[1], recorder)
         outbox.flush()
-    assert BATCH * MAX_SHOWN // MAX_MESSAGE < sent < BATCH
+    assert total * MAX_SHOWN // MAX_LINES < sent < total
     counted = samples(recorder.metrics)
-    assert counted["request_duration_seconds_count"] == BATCH
+    assert counted["request_duration_seconds_count"] == total
     assert counted["lost_records_total"] == 0
 
 
@@ -123,17 +130,18 @@ async def test_a_workers_last_words_wait_for_a_recorder_that_is_behind(
     long = parse_request(b"GET /" + b"x" * 2000 + b" HTTP/1.1\r\nHost: h.example")
     recorder = Recorder(None)
     outbox = Outbox(ends[0], "c0ffee")
-    for number in range(MAX_KEPT):
+    total = MAX_KEPT * BATCH
+    for number in range(total):
         outbox.visited(visit(number, request=long))
     last_words = asyncio.create_task(outbox.aclose())
-    for _ in range(MAX_KEPT):
+    for _ in range(total):
         await asyncio.sleep(0)
         drain(ends[1], recorder)
         if last_words.done():
             break
     await last_words
     drain(ends[1], recorder)
-    assert samples(recorder.metrics)["request_duration_seconds_count"] == MAX_KEPT
+    assert samples(recorder.metrics)["request_duration_seconds_count"] == total
 
 
 def test_a_recorder_that_does_not_read_costs_records_and_not_memory(
@@ -141,10 +149,10 @@ def test_a_recorder_that_does_not_read_costs_records_and_not_memory(
 ) -> None:
     recorder = Recorder(None)
     outbox = Outbox(ends[0], "c0ffee")
-    total = 20 * MAX_KEPT
+    total = 20 * MAX_KEPT * BATCH
     for number in range(total):
         outbox.visited(visit(number))
-    assert len(outbox._records) <= MAX_KEPT
+    assert len(outbox._batches) <= MAX_KEPT
     assert len(outbox._visits) < BATCH
     for _ in range(100):
         drain(ends[1], recorder)
@@ -152,6 +160,20 @@ def test_a_recorder_that_does_not_read_costs_records_and_not_memory(
     counted = samples(recorder.metrics)
     assert counted["lost_records_total"] > 0
     assert counted["request_duration_seconds_count"] + counted["lost_records_total"] == total
+
+
+def test_many_pods_with_the_longest_names_fit_into_a_message(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    """A line is longer than what it adds to the sums."""
+    recorder = Recorder(None)
+    outbox = Outbox(ends[0], "c0ffee")
+    total = POSTED * BATCH
+    for number in range(total):
+        outbox.visited(visit(number, pod=f"{number:052}", reason=f"reason{number}"))
+    assert drain(ends[1], recorder) == 1
+    counted = samples(recorder.metrics)
+    assert sum(value for name, value in counted.items() if name.startswith("requests_total")) == total
 
 
 def test_connections_of_a_worker_that_ended_are_not_shown(
