@@ -28,7 +28,8 @@ def render(visits: Iterable[Visit], worker: str, offset: float) -> bytes:
 
     One loop with its names at hand: this is most of what a request costs behind its answer.
     """
-    quote, template, shared, gmtime, strftime = _quote, _LINE, _shared, time.gmtime, time.strftime
+    quote, shared, gmtime, strftime = _quote, _shared, time.gmtime, time.strftime
+    template = _LINE.replace("WORKER", worker)
     at, clock = -1, ""
     lines: list[str] = []
     for visit in visits:
@@ -37,7 +38,7 @@ def render(visits: Iterable[Visit], worker: str, offset: float) -> bytes:
         second = ended // MICRO
         if second != at:
             at, clock = second, strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
-        visitor, request, end = visit.visitor, visit.request, visit.end
+        visitor, request, end, reason = visit.visitor, visit.request, visit.end, visit.reason
         if request is None:
             method = host = target = b""
         else:
@@ -46,20 +47,18 @@ def render(visits: Iterable[Visit], worker: str, offset: float) -> bytes:
                 target = target[:MAX_SHOWN] + b"..."
         before, behind = shared(visitor.address, visitor.scheme, method, host[: MAX_AUTHORITY + 1], visit.pod)
         values: object = (
-            clock, ended - second * MICRO, worker, visit.number, before,
-            quote(target.decode("latin-1")), behind,
-            visit.status, visit.received, visit.sent, took // MICRO, took % MICRO, visit.reason,
-            "answered" if end is _ANSWERED else end.name.lower(),
+            clock, str(ended)[-6:], visit.number, before, quote(target.decode("latin-1")), behind,
+            visit.status, visit.received, visit.sent, took // MICRO, str(MICRO + took % MICRO)[1:],
+            _PLAIN if end is _ANSWERED and not reason else _END % (reason, end.name.lower()),
         )  # fmt: skip
         lines.append(template % values)
     return "".join(lines).encode("ascii")
 
 
-_LINE: Final = (
-    '{"time":"%s.%06dZ","id":"%s-%x"%s%s%s%d,"received":%d,"sent":%d'
-    ',"seconds":%d.%06d,"refusal":"%s","end":"%s"}\n'
-)
-_ANSWERED: Final = End.ANSWERED  # nearly always; an enum's name takes its time
+_LINE: Final = '{"time":"%s.%sZ","id":"WORKER-%x"%s%s%s%d,"received":%d,"sent":%d,"seconds":%d.%s%s}\n'
+_END: Final = ',"refusal":"%s","end":"%s"'
+_ANSWERED: Final = End.ANSWERED
+_PLAIN: Final = _END % ("", "answered")  # nearly always; and an enum's name takes its time
 
 
 @lru_cache(maxsize=SHARED)
