@@ -55,12 +55,14 @@ class Channel:
     """
 
     __slots__ = (
-        "_backlog", "_closing", "_ended", "_endpoint", "_events", "_file", "_full", "_hearing", "_loop",
-        "_lost", "_poller", "_receive", "_send", "_shut", "_size", "_socket", "_waiting", "peer",
+        "_backlog", "_bulk", "_closing", "_ended", "_endpoint", "_events", "_file", "_full", "_hearing",
+        "_loop", "_lost", "_poller", "_receive", "_send", "_shut", "_size", "_socket", "_waiting", "peer",
     )  # fmt: skip
 
-    def __init__(self, connection: socket.socket, endpoint: Endpoint, peer: Peer) -> None:
-        """`connection` does not block; it is the channel's from now on."""
+    def __init__(
+        self, connection: socket.socket, endpoint: Endpoint, peer: Peer, *, bulk: int = BULK
+    ) -> None:
+        """`connection` does not block; it is ours from now on. At most `bulk` bytes are taken at once."""
         self.peer = peer
         self._loop = asyncio.get_running_loop()
         self._poller = running_poller()
@@ -68,6 +70,7 @@ class Channel:
         self._file = connection.fileno()
         self._receive = connection.recv
         self._send = connection.send
+        self._bulk = bulk
         self._size = READ
         self._hearing = True  # what comes is read
         self._ended = False  # the other side has shut its direction
@@ -205,8 +208,8 @@ class Channel:
             self._lose(error)
             return None
         if len(data) == size:
-            self._size = BULK
-        elif size == BULK and len(data) < READ:
+            self._size = self._bulk
+        elif size == self._bulk and len(data) < READ:
             self._size = READ
         return data
 

@@ -12,6 +12,7 @@ from codius_proxy.channel import Channel, Endpoint, Peer
 from codius_proxy.poller import READABLE
 
 RECORD: Final = 16 * 1024  # bytes of content in one record, RFC 8446 section 5.1
+PIECE: Final = 4 * RECORD  # bytes encrypted at once, and taken: a buffer of OpenSSL's never shrinks again
 MAX_OWED: Final = 16 * 1024  # bytes of TLS's own, as answers to KeyUpdate, for a peer that does not read them
 HANDSHAKE_READ: Final = 16 * 1024  # bytes taken at once; a client's flight has a few hundred
 
@@ -72,7 +73,7 @@ class SecureChannel(Channel):
         self._drain = session.outgoing.read
         self._owed = 0  # bytes of TLS's own that had to wait
         self._parting = False  # we have said good-bye; what still comes is thrown away
-        super().__init__(connection, endpoint, peer)
+        super().__init__(connection, endpoint, peer, bulk=PIECE)
         if self._incoming.pending:  # what came together with the end of the handshake
             self._loop.call_soon(self._begin)
 
@@ -87,8 +88,12 @@ class SecureChannel(Channel):
     def write(self, data: bytes) -> None:
         if self._closing or not data:
             return
-        self._encrypt(data)
-        Channel.write(self, self._drain())
+        if len(data) <= PIECE:
+            self._seal(data)
+        else:
+            whole = memoryview(data)
+            for start in range(0, len(data), PIECE):
+                self._seal(whole[start : start + PIECE])
 
     def close(self) -> None:
         if self._closing:
@@ -102,6 +107,10 @@ class SecureChannel(Channel):
         Channel.resume_reading(self)
         if self._incoming.pending:  # nothing more need come for it
             self._loop.call_soon(self._begin)
+
+    def _seal(self, data: bytes | memoryview) -> None:
+        self._encrypt(data)
+        Channel.write(self, self._drain())
 
     def _begin(self) -> None:
         if self._hearing and not self._closing:

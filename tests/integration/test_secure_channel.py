@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -222,6 +223,38 @@ async def test_a_large_answer_goes_out_under_back_pressure(visitor: Visitor) -> 
         await asyncio.sleep(0)
     assert received == sent + b"more"
     assert ear.heard[-2:] == ["pause_writing", "resume_writing"]
+    found.abort()
+    await rest()
+
+
+@on_front_loop
+async def test_openssl_has_no_more_than_a_piece_at_a_time(visitor: Visitor) -> None:
+    """Its buffers never shrink: ten thousand visitors would keep what each of them had at most."""
+    await visitor.shake_hands()
+    ear, found = visitor.open()
+    encrypt, feed = found._encrypt, found._feed
+    sizes: dict[str, list[int]] = {"encrypted": [], "fed": []}
+
+    def encrypted(data: Any) -> int:
+        sizes["encrypted"].append(len(data))
+        return encrypt(data)
+
+    def fed(data: Any) -> int:
+        sizes["fed"].append(len(data))
+        return feed(data)
+
+    found._encrypt, found._feed = encrypted, fed
+    sent = bytes(range(256)) * 4000
+    found.write(sent)
+    received = b""
+    while len(received) < len(sent):
+        received += visitor.read()
+        await asyncio.sleep(0)
+    await visitor.send(visitor.records(sent))
+    await until(lambda: len(ear.data) == len(sent))
+    assert received == ear.data == sent
+    assert max(sizes["encrypted"]) <= ears.secure_channel.PIECE < sum(sizes["encrypted"])
+    assert max(sizes["fed"]) <= ears.secure_channel.PIECE < sum(sizes["fed"])
     found.abort()
     await rest()
 
