@@ -14,12 +14,14 @@ from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from codius_node.errors import CodiusError
+from codius_node.jsontext import wire_name
 from codius_node.model import Json, ManifestHash
 from codius_node.operations import JSON_TYPE, PAY, PAY_TOKEN, Operation
 from codius_node.parameters import FALSE, TRUE, Flag, Hash, Parameter, WholeNumber
 from codius_node.replies import Error, Reply, Step
-from codius_node.schema import HASH_PATTERN, MANIFEST, UPLOAD, ListOf, MapOf, Record, Shape, Text, wire_name
-from codius_node.schema import Flag as BooleanShape
+from codius_node.schema import HASH_PATTERN, MANIFEST, UPLOAD
+from codius_node.shapes import Flag as BooleanShape
+from codius_node.shapes import ListOf, MapOf, Record, Shape, Text
 
 OPENAPI_VERSION: Final = "3.1.0"
 TITLE: Final = "Codius host"

@@ -16,7 +16,7 @@ from yarl import URL
 
 from codius_node.errors import ImageError
 from codius_node.images import Reference, parse_image
-from codius_node.schema import quote
+from codius_node.jsontext import quote
 from codius_node.uri import is_loopback_name
 
 MANIFEST_TYPES: Final = (

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
-from codius_node import client, parcels, sample, sample_program, schema
+from codius_node import client, jsontext, parcels, sample, sample_program
 from codius_node.config import Settings
 from codius_node.errors import CodiusError, NotFoundError
 from codius_node.model import Capacity, Json, ManifestHash, Pod
@@ -523,4 +523,4 @@ async def _read_all(reader: asyncio.StreamReader) -> bytes:
 
 def _first_line(answer: bytes) -> str:
     line = answer.split(b"\r\n", 1)[0].decode("latin-1")
-    return schema.quote(line) if line else "nothing"
+    return jsontext.quote(line) if line else "nothing"
