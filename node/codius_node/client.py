@@ -101,7 +101,7 @@ def parse_host(text: str) -> URL:
     """The origin of a host; HostError for what is none."""
     try:
         url = URL(text.strip())
-        fine = url.scheme in {"http", "https"} and bool(url.host) and url.user is None
+        fine = url.scheme in {"http", "https"} and bool(url.host) and url.user is None and url.port != 0
         fine = fine and url.path in {"", "/"} and not url.query_string and not url.fragment
         if fine:
             return url.origin()

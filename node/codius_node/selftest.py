@@ -23,7 +23,7 @@ from codius_node.config import Settings
 from codius_node.errors import CodiusError, NotFoundError
 from codius_node.model import Capacity, Json, ManifestHash, Pod
 from codius_node.payments import is_free
-from codius_node.uri import is_loopback_name
+from codius_node.uri import DEFAULT_PORTS, is_loopback_name
 
 logger = logging.getLogger(__name__)
 
@@ -491,7 +491,7 @@ async def _open(url: str) -> AsyncIterator[tuple[str, asyncio.StreamReader, asyn
     parts = urlsplit(url)
     name = parts.hostname or ""
     secure = parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
+    port = DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
     problems = []
     for address in await _look_up(name):
         try:
