@@ -152,17 +152,18 @@ def run(
 ) -> int:
     """Answer until SIGTERM or SIGINT; the process's exit status. Raises DnsStartError.
 
-    SIGHUP takes up the zones that `reread` tells, those of the config without it; nothing else changes.
+    SIGHUP takes up the zones that `reread` tells, and nothing else changes. Without `reread` it is one more
+    way to end.
     """
     # Kept until there is somebody to take them up: a reload at the very start must not end the process.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        return _run(config, drop_privileges, reread or (lambda: config.zones))
+        return _run(config, drop_privileges, reread)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _run(config: DnsConfig, drop_privileges: Callable[[], None] | None, reread: Reread) -> int:
+def _run(config: DnsConfig, drop_privileges: Callable[[], None] | None, reread: Reread | None) -> int:
     responder = config.build_responder()
     sets = open_listeners(config.addresses, config.port, workers=config.workers)
     with ExitStack() as undo:
@@ -182,24 +183,23 @@ def _run(config: DnsConfig, drop_privileges: Callable[[], None] | None, reread: 
         return _run_workers(workers, reread)
 
 
-async def _serve_until_signal(worker: Worker, reread: Reread, parent: int | None = None) -> None:
+async def _serve_until_signal(worker: Worker, reread: Reread | None, parent: int | None = None) -> None:
     """`parent` is a pipe that ends when the parent process does, however it does."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    hung_up = asyncio.Event()
+    hung_up = stop if reread is None else asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-    if parent is not None:
-        loop.add_reader(parent, stop.set)
-    zones = loop.create_task(_follow_zones(worker.responder, reread, hung_up), name="zones")
-    try:
+    async with AsyncExitStack() as undo:
+        if parent is not None:
+            loop.add_reader(parent, stop.set)
+            undo.callback(loop.remove_reader, parent)
+        if reread is not None:
+            following = _follow_zones(worker.responder, reread, hung_up)
+            undo.push_async_callback(_cancel, loop.create_task(following, name="zones"))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         await worker.serve(lambda _: None, stop)
-    finally:
-        await _cancel(zones)
-        if parent is not None:
-            loop.remove_reader(parent)
 
 
 async def _follow_zones(responder: Responder, reread: Reread, hung_up: asyncio.Event) -> None:
@@ -219,7 +219,7 @@ def _say_unchanged(error: DnsError) -> None:
     logger.error("the zones stay as they are: %s%s", error.message, hint)
 
 
-def _run_workers(workers: Sequence[Worker], reread: Reread) -> int:
+def _run_workers(workers: Sequence[Worker], reread: Reread | None) -> int:
     """One process per worker, until a signal, or until one of them dies: then all stop."""
     watched = {*SIGNALS, signal.SIGCHLD}
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # kept for sigwait, however early they come
@@ -228,7 +228,7 @@ def _run_workers(workers: Sequence[Worker], reread: Reread) -> int:
         pids = [_fork(workers, worker, reread, alive, keep) for worker in workers]
         for worker in workers:
             _close(worker.listeners)  # a dead worker's share must not queue up in a socket nobody reads
-        while (received := signal.sigwait(watched)) == signal.SIGHUP:
+        while (received := signal.sigwait(watched)) == signal.SIGHUP and reread is not None:
             _reload(workers[0].responder, reread, pids)
         if received == signal.SIGCHLD:
             logger.error("a DNS worker died; the others stop too, so that all can be started again")
@@ -255,7 +255,7 @@ def _reload(responder: Responder, reread: Reread, pids: Sequence[int]) -> None:
         os.kill(pid, signal.SIGHUP)
 
 
-def _fork(workers: Sequence[Worker], worker: Worker, reread: Reread, alive: int, keep: int) -> int:
+def _fork(workers: Sequence[Worker], worker: Worker, reread: Reread | None, alive: int, keep: int) -> int:
     pid = os.fork()
     if pid:
         return pid

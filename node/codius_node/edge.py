@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
@@ -125,7 +126,11 @@ def dns(settings: Settings, environment: Environment) -> int:
             raise ZoneError(error.message, hint=error.hint) from error
 
     try:
-        return server.run(dns_config(settings), drop_privileges=_opened, reread=reread)
+        return server.run(
+            dns_config(settings),
+            drop_privileges=_opened,
+            reread=None if sys.stdin.isatty() else reread,  # a terminal's SIGHUP is its end, and ours
+        )
     except DnsError as error:
         raise StartError(error.message, hint=error.hint) from error
 

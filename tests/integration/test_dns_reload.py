@@ -1,6 +1,7 @@
 """`codiusd dns` told to read its records again: real processes, real zone files, dnspython as the asker."""
 
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -59,7 +60,7 @@ class Responder:
 
 
 @contextmanager
-def running(place: Path, workers: int) -> Iterator[Responder]:
+def running(place: Path, workers: int, stdin: int = subprocess.DEVNULL) -> Iterator[Responder]:
     zones = place / "zones"
     zones.mkdir()
     with socket.socket() as found:
@@ -79,7 +80,10 @@ def running(place: Path, workers: int) -> Iterator[Responder]:
         ready.settimeout(DEADLINE)
         ready.bind(str(place / "notify"))
         process = subprocess.Popen(
-            [*CODIUSD, "dns"], env=environment | {"NOTIFY_SOCKET": str(place / "notify")}, stderr=log
+            [*CODIUSD, "dns"],
+            env=environment | {"NOTIFY_SOCKET": str(place / "notify")},
+            stdin=stdin,
+            stderr=log,
         )
         responder = Responder(process, port, zones, place / "log")
         try:
@@ -158,3 +162,15 @@ async def test_a_hang_up_for_the_whole_group_of_processes_ends_none_of_them(plac
         await until(lambda: responder.says(WWW, "192.0.2.80"))
         assert all(map(alive, responder.workers()))
         assert responder.process.poll() is None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_end_of_its_terminal_is_the_end_of_a_responder_that_was_started_there(
+    place: Path, workers: int
+) -> None:
+    ours, theirs = pty.openpty()
+    with running(place, workers, stdin=theirs) as responder:
+        responder.hang_up()
+        assert responder.process.wait(DEADLINE) == 0
+    os.close(theirs)
+    os.close(ours)
