@@ -20,13 +20,16 @@ TEST_SERVICES  := docker-registry ufw firewalld knot
 BENCH_SERVICES := nginx haproxy caddy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test check fmt unit system fuzz bench docs install clean
+.PHONY: help setup setup-test demo picture test check fmt unit system fuzz bench docs install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup ## a whole host on loopback, from upload to expiry; KEEP=1 leaves it running
 	@$(SUDO) $(BIN)/python -m tests.demo $(if $(KEEP),--keep)
+
+picture: setup ## run the demo, and make docs/demo.svg of what it printed
+	@$(SUDO) $(BIN)/python -m tests.demo --svg docs/demo.svg
 
 test: setup-test ## unit, integration and system tests (the last need root)
 	@$(BIN)/pytest

@@ -13,7 +13,7 @@ from typing import Final
 from codius_dns import query as reader
 from codius_dns import wire
 from codius_dns.cookies import RENEW_AGE, Cookies
-from codius_dns.errors import DnsStartError
+from codius_dns.errors import DnsStartError, ZoneError
 from codius_dns.metrics import COUNTED, SIZE, Drop, slot_of, slot_of_drop
 from codius_dns.names import HASH_LABEL, Name, is_hash_in_any_case, parse_name, to_text
 from codius_dns.nodes import Kept, Node
@@ -112,6 +112,15 @@ class Responder:
             base = max(self._serial, *(zone.serial for zone in self._zones))
             serial = base if texts == self._texts else min(base + 1, MAX_SERIAL)
         self._serve(texts, serial)
+
+    def publish_zones(self, zones: Sequence[Zone]) -> None:
+        """Serve these zones, and no others, from the next packet on; after a ZoneError all is as it was."""
+        before, self._zones = self._zones, tuple(zones)
+        try:
+            self._serve(self._texts, self._serial)
+        except ZoneError:
+            self._zones = before
+            raise
 
     def _serve(self, texts: Mapping[str, Sequence[bytes]], serial: int) -> None:
         self._table = Table(self._zones, texts, serial)

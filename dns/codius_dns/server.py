@@ -15,7 +15,7 @@ from typing import Final
 
 from codius_dns import metrics
 from codius_dns.cookies import Cookies
-from codius_dns.errors import DnsStartError
+from codius_dns.errors import DnsError, DnsStartError
 from codius_dns.exporter import MAX_REQUEST, Exporter
 from codius_dns.limits import RateLimit
 from codius_dns.responder import Identity, Responder
@@ -30,12 +30,15 @@ __all__ = ["DnsConfig", "DnsStartError", "Endpoint", "Ready", "run", "serve"]
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SIGNALS: Final = (*STOP_SIGNALS, signal.SIGHUP)
 MAX_WORKERS: Final = 64
 MAX_RATE: Final = 1_000_000  # answers per second and network: more than a worker can give
 COUNT_INTERVAL: Final = 1.0  # seconds between a worker's reports of what it counted
 
 Ready = Callable[[tuple[Endpoint, ...]], object]
 """Told once, when every question will be answered, where they can be asked."""
+Reread = Callable[[], Sequence[Zone]]
+"""The zones as they are by now; DnsError when they cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +144,26 @@ async def serve(
         await worker.serve(ready, stop)
 
 
-def run(config: DnsConfig, *, drop_privileges: Callable[[], None] | None = None) -> int:
-    """Answer until SIGTERM or SIGINT; the process's exit status. Raises DnsStartError."""
+def run(
+    config: DnsConfig,
+    *,
+    drop_privileges: Callable[[], None] | None = None,
+    reread: Reread | None = None,
+) -> int:
+    """Answer until SIGTERM or SIGINT; the process's exit status. Raises DnsStartError.
+
+    SIGHUP takes up the zones that `reread` tells, and nothing else changes. Without `reread` it is one more
+    way to end.
+    """
+    # Kept until there is somebody to take them up: a reload at the very start must not end the process.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return _run(config, drop_privileges, reread)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _run(config: DnsConfig, drop_privileges: Callable[[], None] | None, reread: Reread | None) -> int:
     responder = config.build_responder()
     sets = open_listeners(config.addresses, config.port, workers=config.workers)
     with ExitStack() as undo:
@@ -157,37 +178,58 @@ def run(config: DnsConfig, *, drop_privileges: Callable[[], None] | None = None)
             for index, listeners in enumerate(sets)
         ]
         if len(workers) == 1:
-            asyncio.run(_serve_until_signal(workers[0]))
+            asyncio.run(_serve_until_signal(workers[0], reread))
             return 0
-        return _run_workers(workers)
+        return _run_workers(workers, reread)
 
 
-async def _serve_until_signal(worker: Worker, parent: int | None = None) -> None:
+async def _serve_until_signal(worker: Worker, reread: Reread | None, parent: int | None = None) -> None:
     """`parent` is a pipe that ends when the parent process does, however it does."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    if parent is not None:
-        loop.add_reader(parent, stop.set)
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        await worker.serve(lambda _: None, stop)
-    finally:
+    hung_up = stop if reread is None else asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    async with AsyncExitStack() as undo:
         if parent is not None:
-            loop.remove_reader(parent)
+            loop.add_reader(parent, stop.set)
+            undo.callback(loop.remove_reader, parent)
+        if reread is not None:
+            following = _follow_zones(worker.responder, reread, hung_up)
+            undo.push_async_callback(_cancel, loop.create_task(following, name="zones"))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        await worker.serve(lambda _: None, stop)
 
 
-def _run_workers(workers: Sequence[Worker]) -> int:
+async def _follow_zones(responder: Responder, reread: Reread, hung_up: asyncio.Event) -> None:
+    while True:
+        await hung_up.wait()
+        hung_up.clear()
+        try:
+            responder.publish_zones(await asyncio.to_thread(reread))
+        except DnsError as error:
+            _say_unchanged(error)
+        else:
+            logger.info("answering with the zones as they are now; other settings are read at the start")
+
+
+def _say_unchanged(error: DnsError) -> None:
+    hint = f" ({error.hint})" if error.hint else ""
+    logger.error("the zones stay as they are: %s%s", error.message, hint)
+
+
+def _run_workers(workers: Sequence[Worker], reread: Reread | None) -> int:
     """One process per worker, until a signal, or until one of them dies: then all stop."""
-    watched = {*STOP_SIGNALS, signal.SIGCHLD}
+    watched = {*SIGNALS, signal.SIGCHLD}
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # kept for sigwait, however early they come
     alive, keep = os.pipe()
     try:
-        pids = [_fork(workers, worker, alive, keep) for worker in workers]
+        pids = [_fork(workers, worker, reread, alive, keep) for worker in workers]
         for worker in workers:
             _close(worker.listeners)  # a dead worker's share must not queue up in a socket nobody reads
-        received = signal.sigwait(watched)
+        while (received := signal.sigwait(watched)) == signal.SIGHUP and reread is not None:
+            _reload(workers[0].responder, reread, pids)
         if received == signal.SIGCHLD:
             logger.error("a DNS worker died; the others stop too, so that all can be started again")
         for pid in pids:
@@ -200,7 +242,20 @@ def _run_workers(workers: Sequence[Worker]) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _fork(workers: Sequence[Worker], worker: Worker, alive: int, keep: int) -> int:
+def _reload(responder: Responder, reread: Reread, pids: Sequence[int]) -> None:
+    """Have the workers take up the zones, tried here first, with a responder that nobody asks: what cannot be
+    served is told once, and no worker sees it.
+    """
+    try:
+        responder.publish_zones(reread())
+    except DnsError as error:
+        _say_unchanged(error)
+        return
+    for pid in pids:
+        os.kill(pid, signal.SIGHUP)
+
+
+def _fork(workers: Sequence[Worker], worker: Worker, reread: Reread | None, alive: int, keep: int) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -210,7 +265,7 @@ def _fork(workers: Sequence[Worker], worker: Worker, alive: int, keep: int) -> i
         for other in workers:
             if other is not worker:
                 _close(other.listeners)
-        asyncio.run(_serve_until_signal(worker, parent=alive))
+        asyncio.run(_serve_until_signal(worker, reread, parent=alive))
         status = 0
     except BaseException:
         logger.exception("a DNS worker failed")

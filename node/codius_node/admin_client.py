@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 
-from codius_node import schema
+from codius_node import jsontext
 from codius_node.client import ANSWER_SECONDS, MAX_ANSWER, HostError, RefusedError, explain, read_body
 from codius_node.model import Json, ManifestHash
 from codius_node.policy import PolicyReport
@@ -178,7 +178,7 @@ async def _ask(
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as session,
             session.request(
-                method, ORIGIN + path, data=None if body is None else schema.render_json(body)
+                method, ORIGIN + path, data=None if body is None else jsontext.render_json(body)
             ) as response,
         ):
             content = await read_body(response)

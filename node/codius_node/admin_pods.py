@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from aiohttp import web
 
 from codius_netpolicy.traffic import NO_TRAFFIC, Traffic, Volume
-from codius_node import answers, bodies, schema
+from codius_node import answers, bodies, jsontext
 from codius_node.errors import NotFoundError, RequestError
 from codius_node.model import Currency, Json, ManifestHash, Pod, PodState
 from codius_node.parameters import BEFORE, MANIFEST_HASH, USAGE_LIMIT
@@ -203,7 +203,7 @@ class DenylistAdmin:
     async def remove(self, request: web.Request) -> web.Response:
         kind = _read_once(request, "kind", "manifest, image or registry")
         if kind not in set(DenialKind):
-            raise RequestError(f"kind must be manifest, image or registry, not {schema.quote(kind)}")
+            raise RequestError(f"kind must be manifest, image or registry, not {jsontext.quote(kind)}")
         value = normalize(DenialKind(kind), _read_once(request, "value", "what the list has of that kind"))
         await self._denials.remove(DenialKind(kind), value)
         return answers.render_json({"kind": kind, "value": value})

@@ -21,6 +21,7 @@ from aiohttp import web
 from codius_node import (
     answers,
     bodies,
+    jsontext,
     llms,
     manifest,
     openapi,
@@ -368,7 +369,7 @@ class _Api:
         body = await bodies.read_body(request, limit=schema.MAX_UPLOAD_BODY)
 
         def parse() -> Upload:
-            document = schema.decode_json(body, limit=schema.MAX_UPLOAD_BODY)
+            document = jsontext.decode_json(body, limit=schema.MAX_UPLOAD_BODY)
             return manifest.parse(
                 document, require_private=require_private, allow_tags=self._settings.allow_tags
             )

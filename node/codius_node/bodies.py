@@ -9,8 +9,8 @@ from typing import Final
 from aiohttp import web
 
 from codius_node.errors import BodyTooLargeError, MediaTypeError, RequestError
+from codius_node.jsontext import decode_json
 from codius_node.model import Json
-from codius_node.schema import decode_json
 
 COMPRESSIONS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 """Content codings of RFC 9110 8.4.1 that a request's body may have."""

@@ -299,7 +299,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         case _:
             from codius_node import edge
 
-            return edge.dns(settings)
+            return edge.dns(settings, environment)
 
 
 def _check_dns(arguments: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from codius_node import manifest, operations, pages, schema
+from codius_node import jsontext, manifest, operations, pages
 from codius_node.errors import CodiusError
 from codius_node.model import Json, LogLine, ManifestHash
 from codius_node.parcels import Parcel
@@ -101,14 +101,14 @@ def parse_host(text: str) -> URL:
     """The origin of a host; HostError for what is none."""
     try:
         url = URL(text.strip())
-        fine = url.scheme in {"http", "https"} and bool(url.host) and url.user is None
+        fine = url.scheme in {"http", "https"} and bool(url.host) and url.user is None and url.port != 0
         fine = fine and url.path in {"", "/"} and not url.query_string and not url.fragment
         if fine:
             return url.origin()
     except ValueError:
         pass
     raise HostError(
-        f"{schema.quote(text)} is not the address of a host",
+        f"{jsontext.quote(text)} is not the address of a host",
         hint="Give --host (or CODIUS_HOST_URI) as in https://codius.example.com, with nothing behind it.",
     )
 
@@ -302,7 +302,7 @@ class Client:
                 await self._read_answer(response)
                 raise self._nonsense(f"status {response.status} to a question for logs")
             if response.content_type != operations.LOG_TYPE:
-                raise self._nonsense(f"{schema.quote(response.content_type)} to a question for logs")
+                raise self._nonsense(f"{jsontext.quote(response.content_type)} to a question for logs")
             async for raw in _split_lines(response):
                 yield parse_log_line(raw)
 
@@ -339,7 +339,7 @@ class Client:
         body = None
         if document is not None:
             headers["Content-Type"] = "application/json"
-            body = schema.render_json(document).encode()
+            body = jsontext.render_json(document).encode()
         url = URL(f"{self.origin}{path}?{urlencode(query)}" if query else f"{self.origin}{path}")
         with _reaching(self.origin):
             async with self._session.request(
@@ -357,7 +357,7 @@ class Client:
         if 300 <= response.status < 400:
             target = response.headers.get("Location", "nowhere")
             raise HostError(
-                f"{self.origin} sends us on to {schema.quote(target)}",
+                f"{self.origin} sends us on to {jsontext.quote(target)}",
                 hint="Give that address with --host, if you trust it.",
             )
         body = await read_body(response)
@@ -379,7 +379,7 @@ class Client:
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
-            raise self._nonsense(f"{schema.quote(body[:80].decode(errors='replace'))}, not a JSON object")
+            raise self._nonsense(f"{jsontext.quote(body[:80].decode(errors='replace'))}, not a JSON object")
         return document
 
     def _payment_refusal(self, offer: Offer | None) -> RefusedError:
@@ -405,7 +405,7 @@ class Client:
         try:
             expires_at = datetime.fromisoformat(str(expiry))
         except ValueError:
-            raise self._nonsense(f"the expiry {schema.quote(str(expiry))}, which is no time") from None
+            raise self._nonsense(f"the expiry {jsontext.quote(str(expiry))}, which is no time") from None
         if expires_at.tzinfo is None:
             expires_at = expires_at.replace(tzinfo=UTC)
         return PodAnswer(expected, url, expires_at, answer)
@@ -414,7 +414,7 @@ class Client:
         hash = answer.get("manifestHash")
         if hash != expected:
             raise HostError(
-                f"{self.origin} answered with the hash {schema.quote(str(hash))}, and this manifest's is"
+                f"{self.origin} answered with the hash {jsontext.quote(str(hash))}, and this manifest's is"
                 f" {expected}: it would run something else",
                 hint="Do not use this host for it, and tell its operator.",
             )

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from codius_node import client, parcels, schema
+from codius_node import client, jsontext, parcels
 from codius_node.client import PodAnswer
 from codius_node.environment import HOST_VARIABLE
 from codius_node.model import Json, LogLine, ManifestHash
@@ -76,7 +76,7 @@ def _extend(arguments: argparse.Namespace) -> int:
     if not HASH_PATTERN.fullmatch(arguments.target):
         if not Path(arguments.target).exists():
             raise parcels.FileError(
-                f"{schema.quote(arguments.target)} is neither a pod's hash nor a file",
+                f"{jsontext.quote(arguments.target)} is neither a pod's hash nor a file",
                 hint="A hash is 52 characters of a-z and 2-7; `codiusd upload` shows it.",
             )
         document, fresh = parcels.read_upload(Path(arguments.target), arguments.vars)

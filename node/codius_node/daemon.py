@@ -9,6 +9,7 @@ import grp
 import logging
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -270,6 +271,7 @@ def node(settings: Settings) -> int:
 
 async def _node(settings: Settings) -> None:
     stop = stop_signals()
+    on_hang_up(stop, _say_restart)
     async with open_node(settings):
         settle_memory()
         systemd.notify("READY=1")
@@ -291,3 +293,13 @@ def stop_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
+
+
+def on_hang_up(stop: asyncio.Event, reload: Callable[[], None]) -> None:
+    """SIGHUP: who was started from a terminal ends with it; of all others it wants a `reload`."""
+    action = stop.set if sys.stdin.isatty() else reload
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, action)
+
+
+def _say_restart() -> None:
+    logger.warning("the node's settings are read at its start: to change them, restart it; pods stay up")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 BUSY_TIMEOUT: Final = 5.0
 """Seconds to wait for another program that holds the database: a backup or a shell, never for long."""
+BUSY_PAUSE: Final = 0.01
+"""Seconds between two attempts where SQLite itself does not wait: a migration takes about as long."""
 WAL_KEPT: Final = 4 * 1024 * 1024
 """Bytes the write-ahead log keeps on disk after a checkpoint: SQLite's own checkpoint size (1000 pages)."""
 
@@ -63,8 +66,7 @@ async def _check_owner(connection: Connection, path: Path) -> None:
 
 
 async def _configure(connection: Connection, path: Path) -> None:
-    [journal] = await query(connection, "PRAGMA journal_mode = WAL")
-    if journal["journal_mode"] != "wal":
+    if await _ask_for_log(connection) != "wal":
         raise StoreError(
             f"the file system of {path} cannot hold a database with a write-ahead log",
             hint="Put CODIUS_ROOT on a local disk.",
@@ -78,6 +80,25 @@ async def _configure(connection: Connection, path: Path) -> None:
         f"PRAGMA journal_size_limit = {WAL_KEPT}",
     ):
         await query(connection, pragma)
+
+
+async def _ask_for_log(connection: Connection) -> str:
+    """The file's journal mode after asking for a write-ahead log.
+
+    SQLite reads the file first and then wants it alone. For the second lock it never waits, as two who both
+    have the first would wait for each other; so two nodes that begin with the same new file meet here.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + BUSY_TIMEOUT
+    while True:
+        try:
+            [journal] = await query(connection, "PRAGMA journal_mode = WAL")
+        except sqlite3.Error as error:
+            if _kind(error) != sqlite3.SQLITE_BUSY or loop.time() >= deadline:
+                raise
+            await asyncio.sleep(BUSY_PAUSE)
+        else:
+            return cast(str, journal["journal_mode"])
 
 
 async def _migrate(connection: Connection, path: Path) -> None:
@@ -148,15 +169,19 @@ _MEANINGS: Final[Mapping[int, tuple[str, str]]] = {
 
 
 def _explain(error: sqlite3.Error, path: Path) -> StoreError:
-    # The low byte is the kind, the rest its details. An error of the module itself has no code.
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    kind = _kind(error)
+    if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return damaged(path, str(error))
     sentence, hint = _MEANINGS.get(
-        code, ("the database {path} did not do what it was asked", "See the node's log.")
+        kind, ("the database {path} did not do what it was asked", "See the node's log.")
     )
     words = {"path": path, "folder": path.parent}
     return StoreError(f"{sentence.format_map(words)}: {error}", hint=hint.format_map(words))
+
+
+def _kind(error: sqlite3.Error) -> int:
+    # The low byte is the kind, the rest its details. An error of the module itself has no code.
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
 def damaged(path: Path, detail: str) -> StoreError:

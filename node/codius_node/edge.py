@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from codius_node import privileges, systemd
@@ -106,17 +109,28 @@ def proxy_config(settings: Settings) -> ProxyConfig:
     )
 
 
-def dns(settings: Settings) -> int:
-    """`codiusd dns`: the responder, until SIGTERM; the exit status."""
+def dns(settings: Settings, environment: Environment) -> int:
+    """`codiusd dns`: the responder, until SIGTERM; SIGHUP reads its records again. The exit status."""
     from codius_dns import server
-    from codius_dns.errors import DnsError
+    from codius_dns.errors import DnsError, ZoneError
 
     if settings.dns_port == 0:
         raise SettingsError(
             "CODIUS_DNS_PORT=0 means no DNS responder", hint="Set it to 53, or do not start one."
         )
+
+    def reread() -> Sequence[Zone]:
+        try:
+            return dns_zones(load(environment.read()), serial=int(time.time()))
+        except SettingsError as error:
+            raise ZoneError(error.message, hint=error.hint) from error
+
     try:
-        return server.run(dns_config(settings), drop_privileges=_opened)
+        return server.run(
+            dns_config(settings),
+            drop_privileges=_opened,
+            reread=None if sys.stdin.isatty() else reread,  # a terminal's SIGHUP is its end, and ours
+        )
     except DnsError as error:
         raise StartError(error.message, hint=error.hint) from error
 
@@ -152,13 +166,8 @@ def dns_zones(settings: Settings, *, serial: int) -> tuple[Zone, ...]:
             f"the DNS responder does not know the public addresses of {settings.public_uri.host}",
             hint="Set CODIUS_PUBLIC_ADDRESSES to the addresses visitors reach this host by.",
         )
-    if settings.dns_zones is not None and not settings.dns_zones.is_dir():
-        raise SettingsError(
-            f"CODIUS_DNS_ZONES={settings.dns_zones} is no directory",
-            hint="Make it, readable for the user of the DNS responder, or unset the variable.",
-        )
-    files = () if settings.dns_zones is None else sorted(settings.dns_zones.glob(f"*{SUFFIX}"))
-    records = dict(read_zone(path) for path in files)
+    files = () if settings.dns_zones is None else _list(settings.dns_zones)
+    records = dict(read_zone(path) for path in files if path.name.endswith(SUFFIX))
     uri = settings.public_uri
     own = Zone(
         origin=uri.host,
@@ -175,6 +184,16 @@ def dns_zones(settings: Settings, *, serial: int) -> tuple[Zone, ...]:
         for origin, found in records.items()
     )
     return (own, *others)
+
+
+def _list(zones: Path) -> list[Path]:
+    try:
+        return sorted(zones.iterdir())  # glob() passes over what it may not read: all the zones would be gone
+    except OSError as error:
+        raise SettingsError(
+            f"CODIUS_DNS_ZONES={zones} cannot be read: {error.strerror}",
+            hint="Make it a directory that the user of the DNS responder can read, or unset the variable.",
+        ) from error
 
 
 def _check_together(settings: Settings) -> None:

@@ -9,13 +9,12 @@ import os
 from collections import defaultdict
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Collection,
     Iterable,
     Sequence,
 )
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -23,7 +22,6 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from codius_netpolicy.probes import Result
-from codius_netpolicy.traffic import NO_TRAFFIC
 from codius_node import lifecycle, podspec, pricing
 from codius_node.addresses import AddressPool
 from codius_node.config import Settings
@@ -36,6 +34,7 @@ from codius_node.errors import (
     NotFoundError,
     StoreError,
 )
+from codius_node.launch import Launcher, Progress
 from codius_node.model import (
     Capacity,
     Currency,
@@ -57,20 +56,12 @@ from codius_node.takedown import MAX_NOTICES, Denial, Enforcement, Stop, Terms, 
 
 logger = logging.getLogger(__name__)
 
-STARTS_AT_ONCE: Final = 4
-"""Pods being started at the same moment; more only makes each of them slower, podman locks inside."""
 UPLOADS_AT_ONCE: Final = 64
 """Uploads under way, waiting ones included; beyond it a client is asked to come back."""
-SETTLE_SECONDS: Final = 0.3
-"""How long a pod without an answering port is watched before its containers are called started."""
-PORT_POLL_SECONDS: Final = 0.002
-"""Between two looks at a starting pod's port: a refused connection costs 0.1 ms."""
 DRAIN_SECONDS: Final = 1.0
 """What requests under way get to finish when their pod's time is up."""
 TAKEDOWNS_AT_ONCE: Final = 4
 """Denied pods being taken down at the same moment; their routes are gone before the first of them is."""
-
-Progress = Callable[[str], None]
 
 
 class Engine:
@@ -100,9 +91,15 @@ class Engine:
         self._target_of = target_of or _target_of
         self._locks: defaultdict[ManifestHash, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._holders: defaultdict[ManifestHash, int] = defaultdict(int)
-        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._launcher = Launcher(
+            settings=settings,
+            store=store,
+            containers=containers,
+            network=network,
+            clock=clock,
+            target_of=self._target_of,
+        )
         self._in_flight: set[ManifestHash] = set()
-        self._half_undone: set[ManifestHash] = set()  # since their last upload
         self._addresses = AddressPool(settings.pod_network)
         self._allocation = asyncio.Lock()  # from choosing an address to its row in the store
         self._takedowns = asyncio.Semaphore(TAKEDOWNS_AT_ONCE)
@@ -204,7 +201,7 @@ class Engine:
             await self._rail.authorize(quote, token)
             self._check_room()
             self._in_flight.add(hash)
-            self._half_undone.discard(hash)
+            self._launcher.half_undone.discard(hash)
             try:
                 return await self._bring_up(upload, quote, token, progress or _say_nothing)
             finally:
@@ -225,7 +222,7 @@ class Engine:
                 logger.info("pod %s: upload for %d s", hash, quote.duration)
                 await self._store.add_pod(pod, upload.private)
             undo.push_async_callback(self._undo_row, hash)
-            await self._start(pod, undo, progress)
+            await self._launcher.start(pod, undo, progress)
             self.denials.check(pod.manifest)  # the list may have grown meanwhile
             receipt = await self._rail.claim(quote, token)
             started = self._clock()
@@ -243,76 +240,12 @@ class Engine:
         logger.info("pod %s: running until %s", hash, pod.expires_at.isoformat())
         return pod
 
-    async def _start(self, pod: Pod, undo: AsyncExitStack, progress: Progress) -> None:
-        """From nothing to running containers behind a wired network; each effect with its undo."""
-        hash = pod.hash
-        spec = podspec.build(
-            pod, await self._store.private(hash), public_uri=self._settings.public_uri.origin
-        )
-        for image in dict.fromkeys(container.image for container in spec.containers):
-            async with aclosing(self._containers.pull(image)) as steps:
-                async for step in steps:
-                    progress(f"{step.image}: {step.message}")
-        async with self._starts:
-            progress("creating the pod")
-            undo.push_async_callback(self._undo, hash, "containers", self._containers.remove)
-            await self._containers.create(spec)
-            await self._containers.start_infra(hash)
-            progress("wiring its network")
-            undo.push_async_callback(self._undo, hash, "network", lambda _: self._network.detach(pod.address))
-            await _both(self._wire(pod), self._containers.prepare_members(hash))
-            progress(f"starting {len(spec.containers)} container{'s' if len(spec.containers) > 1 else ''}")
-            await self._containers.start_members(hash)
-            await self._settle(pod)
-
-    async def _wire(self, pod: Pod) -> None:
-        traffic = (await self._store.traffic([pod.hash])).get(pod.hash, NO_TRAFFIC)
-        netns = await self._containers.open_netns(pod.hash)
-        try:
-            await self._network.attach(pod.address, netns, traffic)
-        finally:
-            os.close(netns)
-
-    async def _detach(self, pod: Pod) -> None:
-        """Off the network; what its counters came to is kept."""
-        last = await self._network.detach(pod.address)
-        if last is None or last == NO_TRAFFIC:
-            return
-        try:
-            await self._store.save_traffic({pod.hash: last}, now=self._clock())
-        except StoreError as error:  # a full disk: going on is what frees it
-            logger.warning("pod %s: its traffic since the last look is not kept: %s", pod.hash, error)
-
-    async def _settle(self, pod: Pod) -> None:
-        """Return when the pod's port answers, or when nothing has exited for a while (PodStartError)."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (0 if self._settings.noop else SETTLE_SECONDS)
-        target = self._target_of(pod)
-        while (left := deadline - loop.time()) > 0:
-            if target is None:
-                await asyncio.sleep(left)
-            elif await _answers(target, left):
-                break
-            else:
-                await asyncio.sleep(PORT_POLL_SECONDS)
-        await self._containers.check_members(pod.hash)
-
-    async def _undo(
-        self, hash: ManifestHash, what: str, effect: Callable[[ManifestHash], Awaitable[object]]
-    ) -> None:
-        """One undo; a failing one is left to the reconciler, which finds what is left by its label."""
-        try:
-            await effect(hash)
-        except CodiusError as error:
-            self._half_undone.add(hash)
-            logger.warning("pod %s: its %s could not be taken back yet: %s", hash, what, error)
-
     async def _undo_row(self, hash: ManifestHash) -> None:
         """The last undo. After one that failed the row stays and keeps the address from other pods: the
         reconciler, or the next upload of the manifest, ends what was begun.
         """
-        if hash not in self._half_undone:
-            await self._undo(hash, "row", self._store.remove_pod)
+        if hash not in self._launcher.half_undone:
+            await self._launcher.undo(hash, "row", self._store.remove_pod)
 
     # ---- extension ------------------------------------------------------------------------------
 
@@ -360,7 +293,7 @@ class Engine:
                     self._publish(pod)
                 case lifecycle.Rewire():
                     logger.info("pod %s: network wired again", step.hash)
-                    await self._wire(pod)
+                    await self._launcher.wire(pod)
                     self._publish(pod)
                 case lifecycle.Restart():
                     await self._restart(pod)
@@ -384,10 +317,10 @@ class Engine:
         self._routes.unpublish(pod.hash)
         began = self._clock()
         try:
-            await self._detach(pod)
+            await self._launcher.detach(pod)
             await self._containers.remove(pod.hash)
             async with AsyncExitStack() as undo:
-                await self._start(pod, undo, _say_nothing)
+                await self._launcher.start(pod, undo, _say_nothing)
                 undo.pop_all()
         finally:
             pod = await self._give_back(pod, self._clock() - began)
@@ -407,10 +340,10 @@ class Engine:
                 logger.warning("pod %s: %s; it goes all the same", pod.hash, error)
         if pod.state is PodState.RUNNING and pod.manifest.port is not None and not self._settings.noop:
             await asyncio.sleep(DRAIN_SECONDS)
-        await self._detach(pod)
+        await self._launcher.detach(pod)
         await self._containers.remove(pod.hash)
         await self._store.remove_pod(pod.hash)
-        self._half_undone.discard(pod.hash)
+        self._launcher.half_undone.discard(pod.hash)
         logger.info("pod %s: gone", pod.hash)
 
     # ---- what the operator takes down -----------------------------------------------------------
@@ -569,24 +502,6 @@ class Engine:
             self._holders[hash] -= 1
             if not self._holders[hash]:
                 del self._holders[hash], self._locks[hash]
-
-
-async def _both(first: Awaitable[None], second: Awaitable[None]) -> None:
-    """Side by side, and both over before a failure of either is raised: its undo must meet neither."""
-    for result in await asyncio.gather(first, second, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
-
-
-async def _answers(target: Target, seconds: float) -> bool:
-    """Whether something accepts a connection at the target within so many seconds."""
-    try:
-        async with asyncio.timeout(seconds):
-            _, writer = await asyncio.open_connection(target.address, target.port)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return True
 
 
 def _target_of(pod: Pod) -> Target | None:

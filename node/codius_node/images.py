@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from codius_node.errors import ImageError
-from codius_node.schema import IMAGE_PATTERN, quote
+from codius_node.jsontext import quote
+from codius_node.schema import IMAGE_PATTERN
 
 DOCKER_HUB: Final = "docker.io"
 """The registry of names that begin with none, as everywhere."""

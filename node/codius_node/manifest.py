@@ -10,24 +10,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, cast
 
 from codius_node.errors import ManifestError
+from codius_node.jsontext import quote, render_json
 from codius_node.model import Json, Manifest, ManifestHash, PrivateVariable, Upload, Variable
 from codius_node.schema import (
     IMAGE_PATTERN,
     PRIVATE_ENCODING,
-    Place,
-    Problem,
     UploadDocument,
     check_codius_file,
     check_upload,
     check_vars_file,
-    explain,
     parse_literal,
     parse_reference,
-    quote,
-    refused,
-    render_json,
     upload_problems,
 )
+from codius_node.shapes import Place, Problem, explain, refused
 
 __all__ = [
     "Problem",

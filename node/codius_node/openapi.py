@@ -14,12 +14,14 @@ from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from codius_node.errors import CodiusError
+from codius_node.jsontext import wire_name
 from codius_node.model import Json, ManifestHash
 from codius_node.operations import JSON_TYPE, PAY, PAY_TOKEN, Operation
 from codius_node.parameters import FALSE, TRUE, Flag, Hash, Parameter, WholeNumber
-from codius_node.replies import Error, Reply, Step
-from codius_node.schema import HASH_PATTERN, MANIFEST, UPLOAD, ListOf, MapOf, Record, Shape, Text, wire_name
-from codius_node.schema import Flag as BooleanShape
+from codius_node.replies import Error, Reply, RunningPod, Step
+from codius_node.schema import HASH_PATTERN, MANIFEST, UPLOAD
+from codius_node.shapes import Flag as BooleanShape
+from codius_node.shapes import ListOf, MapOf, Record, Shape, Text
 
 OPENAPI_VERSION: Final = "3.1.0"
 TITLE: Final = "Codius host"
@@ -29,6 +31,8 @@ ABOUT: Final = (
 )
 
 _HASH: Final[dict[str, Json]] = {"type": "string", "pattern": f"^{HASH_PATTERN.pattern}$"}
+_TOLD_HASH: Final = "$response.body#/manifestHash"
+"""Where answers have it, as a runtime expression of OpenAPI."""
 _PLAIN: Final[Mapping[object, dict[str, Json]]] = {
     bool: {"type": "boolean"},
     int: {"type": "integer"},
@@ -48,8 +52,10 @@ def build(operations: Iterable[Operation], *, uri: str, version: str) -> dict[st
     """The document, for a host at `uri`."""
     paths: dict[str, dict[str, Json]] = {}
     kinds: dict[str, type[Reply]] = {kind.__name__: kind for kind in (Error, Step)}
+    operations = tuple(operations)
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(operation)
+        links = _describe_links(operation, operations)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(operation, links)
         kinds |= {kind.__name__: kind for kind in operation.answers.values() if not isinstance(kind, str)}
     return {
         "openapi": OPENAPI_VERSION,
@@ -107,11 +113,11 @@ def _describe_structure(shape: Shape) -> dict[str, Json]:
     return {**found, "description": shape.wants}
 
 
-def _describe(operation: Operation) -> dict[str, Json]:
+def _describe(operation: Operation, links: dict[str, Json]) -> dict[str, Json]:
     found: dict[str, Json] = {
         "operationId": operation.name,
         "summary": operation.summary,
-        "responses": _describe_answers(operation),
+        "responses": _describe_answers(operation, links),
     }
     asked: list[Json] = [
         *(_describe_parameter(parameter) for parameter in operation.query),
@@ -134,7 +140,25 @@ def _describe(operation: Operation) -> dict[str, Json]:
     return found
 
 
-def _describe_answers(operation: Operation) -> dict[str, Json]:
+def _describe_links(operation: Operation, operations: Iterable[Operation]) -> dict[str, Json]:
+    """Who is told of a running pod has the hash that others ask for: these come next."""
+    if RunningPod not in operation.answers.values():
+        return {}
+    links: dict[str, Json] = {}
+    for other in operations:
+        named = [("query", each.name) for each in other.query if isinstance(each, Hash)]
+        named += [("path", name) for name, each in other.in_path.items() if isinstance(each, Hash)]
+        if named and other is not operation:
+            asked: dict[str, Json] = {f"{where}.{name}": _TOLD_HASH for where, name in named}
+            links[other.name] = {
+                "operationId": other.name,
+                "description": other.summary,
+                "parameters": asked,
+            }
+    return links
+
+
+def _describe_answers(operation: Operation, links: dict[str, Json]) -> dict[str, Json]:
     content: dict[str, Json] = {}
     for media_type, kind in operation.answers.items():
         if not isinstance(kind, str):
@@ -143,7 +167,10 @@ def _describe_answers(operation: Operation) -> dict[str, Json]:
             content[media_type] = {"schema": {"type": "object", "description": kind}}
         else:
             content[media_type] = {"schema": {"type": "string", "description": kind}}
-    answers: dict[str, Json] = {"200": {"description": operation.summary, "content": content}}
+    done: dict[str, Json] = {"description": operation.summary, "content": content}
+    if links:
+        done["links"] = links
+    answers: dict[str, Json] = {"200": done}
     reasons: dict[int, list[str]] = {}
     for error in operation.refusals:
         reasons.setdefault(error.status, []).append(_first_line(error))

@@ -24,7 +24,7 @@ from codius_node.errors import (
 )
 from codius_node.parameters import Parameter
 from codius_node.replies import Reply
-from codius_node.schema import Record
+from codius_node.shapes import Record
 
 JSON_TYPE: Final = "application/json"
 HTML_TYPE: Final = "text/html"

@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from codius_netpolicy.policy import DEFAULT_DENIED_RANGES
-from codius_node import schema
+from codius_node import jsontext
 from codius_node.errors import CodiusError
 from codius_node.model import Json
 from codius_node.uri import PublicUri, is_loopback_name
@@ -111,7 +111,7 @@ class Outbound:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise AnswerError(f"{target} cannot be asked: {str(error) or type(error).__name__}") from error
         try:
-            return schema.decode_json(body, limit=MAX_ANSWER)
+            return jsontext.decode_json(body, limit=MAX_ANSWER)
         except CodiusError as error:
             raise AnswerError(f"{target}{path}: {error.message.replace('the body', 'the answer')}") from error
 
@@ -145,7 +145,7 @@ class Outbound:
             session.request(
                 method,
                 target.origin + path,
-                data=None if document is None else schema.render_json(document).encode(),
+                data=None if document is None else jsontext.render_json(document).encode(),
                 headers={
                     "Accept": "application/json",
                     "Content-Type": "application/json",

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from codius_node.errors import CodiusError, NotFoundError, RequestError
+from codius_node.jsontext import quote
 from codius_node.model import ManifestHash
-from codius_node.schema import HASH_PATTERN, quote
+from codius_node.schema import HASH_PATTERN
 
 DEFAULT_DURATION: Final = 3600
 """Seconds a pod is paid for when the request does not say."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
-from codius_node import manifest, schema
+from codius_node import jsontext, manifest, schema
 from codius_node.errors import CodiusError
 from codius_node.model import Json, ManifestHash
 from codius_node.registry import Registry
@@ -80,7 +80,7 @@ def _read_json(path: Path) -> Json:
     if len(body) > schema.MAX_UPLOAD_BODY:
         raise FileError(f"{path} is larger than the {schema.MAX_UPLOAD_BODY} bytes that hosts accept")
     with _naming(path):
-        return schema.decode_json(body, limit=schema.MAX_UPLOAD_BODY)
+        return jsontext.decode_json(body, limit=schema.MAX_UPLOAD_BODY)
 
 
 @contextmanager

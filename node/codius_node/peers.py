@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol, cast
 
-from codius_node import schema
+from codius_node import schema, shapes
 from codius_node.errors import CodiusError
 from codius_node.model import Json
 from codius_node.replies import Discovery
@@ -73,8 +73,8 @@ class Outbound(Protocol):
         ...
 
 
-_LABEL: Final = schema.Text(f"a string of at most {schema.MAX_LABEL} bytes", schema.MAX_LABEL)
-_DISCOVERY: Final = schema.Record(
+_LABEL: Final = shapes.Text(f"a string of at most {schema.MAX_LABEL} bytes", schema.MAX_LABEL)
+_DISCOVERY: Final = shapes.Record(
     "a JSON object with name, version and peers",
     {"name": _LABEL, "version": _LABEL, "peers": schema.PEER_URIS},
 )
@@ -82,7 +82,7 @@ _DISCOVERY: Final = schema.Record(
 
 def parse_peer_list(document: Json) -> list[str]:
     """The names in the body of a `POST /peers/discover`; RequestError when it is none."""
-    schema.check(schema.PEER_LIST, document)
+    shapes.check(schema.PEER_LIST, document)
     return cast("dict[str, list[str]]", document)["peers"]
 
 
@@ -90,7 +90,7 @@ def parse_discovery(document: Json) -> Discovery:
     """Another host's answer to it, whatever else it may hold; RequestError when it is none."""
     if isinstance(document, dict):
         document = {key: value for key, value in document.items() if key in _DISCOVERY.fields}
-    schema.check(_DISCOVERY, document)
+    shapes.check(_DISCOVERY, document)
     found = cast("dict[str, str]", document)
     return Discovery(found["name"], found["version"], tuple(cast("dict[str, list[str]]", document)["peers"]))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from codius_node.errors import ManifestError
+from codius_node.jsontext import quote, render_json
 from codius_node.model import (
     MEMORY_SMALL,
     PIDS_SMALL,
@@ -19,7 +20,7 @@ from codius_node.model import (
     PrivateVariable,
     Variable,
 )
-from codius_node.schema import IMAGE_PATTERN, parse_literal, parse_reference, quote, render_json
+from codius_node.schema import IMAGE_PATTERN, parse_literal, parse_reference
 
 LIMITS: Final[Mapping[Machine, Limits]] = {
     Machine.SMALL: Limits(memory=MEMORY_SMALL, vcpus=VCPUS_SMALL, pids=PIDS_SMALL),

@@ -14,8 +14,8 @@ from codius_netpolicy.policy import Egress, Limits, Policy
 from codius_netpolicy.traffic import Reason
 from codius_node.config import DECLARED, MEGABIT, Settings
 from codius_node.errors import SettingsError
+from codius_node.jsontext import wire_name
 from codius_node.model import Json
-from codius_node.schema import wire_name
 
 FALLBACK_RESOLVERS: Final = (ip_address("9.9.9.9"), ip_address("1.1.1.1"))
 """Where a host has none that its pods could ask: Quad9 and Cloudflare, which answer everybody."""

@@ -16,7 +16,7 @@ from yarl import URL
 
 from codius_node.errors import ImageError
 from codius_node.images import Reference, parse_image
-from codius_node.schema import quote
+from codius_node.jsontext import quote
 from codius_node.uri import is_loopback_name
 
 MANIFEST_TYPES: Final = (
@@ -168,7 +168,7 @@ class Registry:
 
     def _require_safe(self, url: URL, where: str) -> None:
         """Nobody may lead us from https to plain http, or to a port of this machine."""
-        authority = f"{url.host}:{url.explicit_port}" if url.explicit_port else url.host or ""
+        authority = f"{url.host}:{url.explicit_port}" if url.explicit_port is not None else url.host or ""
         trusted = bool({authority, url.host} & self._insecure)
         if trusted or (url.scheme == "https" and url.host and not is_loopback(url.host)):
             return

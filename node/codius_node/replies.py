@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, cast
 
+from codius_node.jsontext import wire_name
 from codius_node.model import Isolation, Json, ManifestHash
-from codius_node.schema import MANIFEST, wire_name
+from codius_node.schema import MANIFEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
-from codius_node import client, parcels, sample, sample_program, schema
+from codius_node import client, jsontext, parcels, sample, sample_program
 from codius_node.config import Settings
 from codius_node.errors import CodiusError, NotFoundError
 from codius_node.model import Capacity, Json, ManifestHash, Pod
 from codius_node.payments import is_free
-from codius_node.uri import is_loopback_name
+from codius_node.uri import DEFAULT_PORTS, is_loopback_name
 
 logger = logging.getLogger(__name__)
 
@@ -491,7 +491,7 @@ async def _open(url: str) -> AsyncIterator[tuple[str, asyncio.StreamReader, asyn
     parts = urlsplit(url)
     name = parts.hostname or ""
     secure = parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
+    port = DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
     problems = []
     for address in await _look_up(name):
         try:
@@ -523,4 +523,4 @@ async def _read_all(reader: asyncio.StreamReader) -> bytes:
 
 def _first_line(answer: bytes) -> str:
     line = answer.split(b"\r\n", 1)[0].decode("latin-1")
-    return schema.quote(line) if line else "nothing"
+    return jsontext.quote(line) if line else "nothing"

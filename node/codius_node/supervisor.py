@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
@@ -15,7 +15,7 @@ from typing import Final
 
 from codius_node import systemd
 from codius_node.config import DECLARED, Settings, load
-from codius_node.daemon import open_node, settle_memory, stop_signals
+from codius_node.daemon import on_hang_up, open_node, settle_memory, stop_signals
 from codius_node.environment import Environment, render_env_file
 from codius_node.errors import CodiusError, SettingsError
 from codius_node.podman_service import PodmanService
@@ -41,8 +41,7 @@ class ChildError(CodiusError):
 def run(settings: Settings, environment: Environment) -> int:
     """The node here, the front door and the responder as children; until SIGTERM or Ctrl-C.
 
-    SIGHUP has the front door take up its settings anew. Where we were started from a terminal, it is the
-    terminal's end, and ours.
+    SIGHUP has the front door and the responder take up their settings anew.
     """
     asyncio.run(_run(settings, environment))
     return 0
@@ -50,26 +49,22 @@ def run(settings: Settings, environment: Environment) -> int:
 
 async def _run(settings: Settings, environment: Environment) -> None:
     stop = stop_signals()
-    loop = asyncio.get_running_loop()
     handed = HandedSettings()
     handed.keep(environment.read())
+    children: list[Child] = []
+    on_hang_up(stop, lambda: _reload(environment, handed, children))
     async with AsyncExitStack() as stack:
         if not settings.noop and not settings.engine_socket.exists():
             settings = await _start_podman(settings, stack)
         await stack.enter_async_context(open_node(settings))
-        proxy = Child("proxy", settings.bind_ip, settings.port, handed)
-        children = [proxy]
+        children.append(Child("proxy", settings.bind_ip, settings.port, handed))
         if settings.dns_port and settings.public_addresses:
-            children.append(Child("dns", settings.dns_ip, settings.dns_port))
+            children.append(Child("dns", settings.dns_ip, settings.dns_port, handed))
         elif settings.dns_port:
             logger.warning("no DNS responder: it needs CODIUS_PUBLIC_ADDRESSES, and only you know them")
         for child in children:
             await child.start()
             stack.push_async_callback(child.aclose)
-        if sys.stdin.isatty():
-            loop.add_signal_handler(signal.SIGHUP, stop.set)
-        else:
-            loop.add_signal_handler(signal.SIGHUP, _reload, environment, handed, proxy)
         settle_memory()
         systemd.notify("READY=1")
         logger.info("host ready: %s", settings.public_uri)
@@ -78,8 +73,8 @@ async def _run(settings: Settings, environment: Environment) -> None:
         logger.info("stopping; pods stay up")
 
 
-def _reload(environment: Environment, handed: HandedSettings, proxy: Child) -> None:
-    """Hand the front door what is in the environment now; what it cannot use it refuses, and goes on."""
+def _reload(environment: Environment, handed: HandedSettings, children: Sequence[Child]) -> None:
+    """Hand the children what is in the environment now; what they cannot use they refuse, and go on."""
     try:
         environ = environment.read()
         load(environ)
@@ -87,8 +82,9 @@ def _reload(environment: Environment, handed: HandedSettings, proxy: Child) -> N
         logger.error("the settings stay as they are: %s", error.message)
         return
     handed.keep(environ)
-    logger.info("reloading the front door; the node's and the responder's settings are read at their start")
-    proxy.reload()
+    logger.info("reloading the front door and the responder's records; the rest is read at the start")
+    for child in children:
+        child.reload()
 
 
 class HandedSettings:

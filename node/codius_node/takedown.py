@@ -9,11 +9,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, cast
 
-from codius_node import schema
+from codius_node import shapes
 from codius_node.errors import DeniedError, ImageError, RequestError
 from codius_node.images import DOCKER_HUB, normalize_registry, parse_image
+from codius_node.jsontext import quote
 from codius_node.model import Json, Manifest, ManifestHash, Notice
-from codius_node.schema import HASH_PATTERN, IMAGE_PATTERN, MAX_IMAGE, Flag, Record, Shape, Text, quote
+from codius_node.schema import HASH_PATTERN, IMAGE_PATTERN, MAX_IMAGE
+from codius_node.shapes import Flag, Record, Shape, Text
 
 MAX_REASON: Final = 200
 """Bytes of a reason: one sentence, which visitors may read, and which each worker of the front door keeps."""
@@ -122,13 +124,13 @@ DENIAL: Final = Record(
 
 def parse_terms(document: Json) -> Terms:
     """RequestError names the field that is not as it must be."""
-    schema.check(TERMS, document)
+    shapes.check(TERMS, document)
     return _read_terms(cast("Mapping[str, Json]", document))
 
 
 def parse_denial(document: Json, *, now: datetime) -> Denial:
     """RequestError names what is wrong; the value in its one spelling."""
-    schema.check(DENIAL, document)
+    shapes.check(DENIAL, document)
     fields = cast("Mapping[str, Json]", document)
     kind = DenialKind(str(fields["kind"]))
     return Denial(

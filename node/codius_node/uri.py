@@ -56,4 +56,7 @@ def parse_public_uri(value: str) -> PublicUri:
         raise ValueError
     if not HOST_PATTERN.fullmatch(host) or host.rpartition(".")[2].isdigit():
         raise ValueError  # a last label of digits would be an IPv4 address: no names below it
-    return PublicUri(parts.scheme, host, parts.port or DEFAULT_PORTS[parts.scheme])
+    port = DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
+    if port == 0:
+        raise ValueError  # nobody can be reached there; it is not the scheme's own port either
+    return PublicUri(parts.scheme, host, port)

@@ -42,8 +42,10 @@ class NoopHost:
 
 
 @contextmanager
-def open_noop_host(*arguments: str, **settings: str) -> Iterator[NoopHost]:
-    """Started, and stopped afterwards; `arguments` are more of `codiusd run`'s.
+def open_noop_host(
+    *arguments: str, command: str = "run", stdin: int = subprocess.DEVNULL, **settings: str
+) -> Iterator[NoopHost]:
+    """Started, and stopped afterwards; `arguments` are more of the command's. A node alone has no front door.
 
     HostError with its log when it does not start.
     """
@@ -62,9 +64,9 @@ def open_noop_host(*arguments: str, **settings: str) -> Iterator[NoopHost]:
         }
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*passing([listener.fileno()]), *CODIUSD, "run", *arguments],
+                [*passing([listener.fileno()]), *CODIUSD, command, *arguments],
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=[listener.fileno()],

@@ -21,7 +21,8 @@ import pytest
 import pytest_asyncio
 import yarl
 
-from codius_node.schema import MAX_DEPTH, MAX_UPLOAD_BODY
+from codius_node.jsontext import MAX_DEPTH
+from codius_node.schema import MAX_UPLOAD_BODY
 from codius_node.store import Store
 from tests.integration.recorded_host import ListeningPeers, open_recorded_host
 from tests.integration.test_api import DEBUG_DOCUMENT, DOCUMENT, broken

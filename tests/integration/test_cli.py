@@ -759,7 +759,8 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(origin: str, hos
 
 def test_ctrl_c_ends_the_command_quietly(origin: str, host: HostDouble) -> None:
     host.stays = True
-    process = start("logs", HASH, "--follow")
+    # as from a prompt: what a shell runs in the background ignores Ctrl-C, and so does all that it starts
+    process = start("logs", HASH, "--follow", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout is not None
     assert process.stdout.readline() == "web stdout hello\n"
     process.send_signal(signal.SIGINT)

@@ -15,7 +15,9 @@ from schemathesis.checks import CHECKS, CheckFunction, load_all_checks
 
 from codius_node import openapi, operations
 from codius_node.operations import Operation
+from codius_node.parameters import Hash
 from tests.harness.noop import NoopHost, open_noop_host
+from tests.unit.node.documents import upload
 
 EXAMPLES: Final = 20
 """Random requests for each operation, besides those the judge makes up for every limit it reads."""
@@ -65,6 +67,36 @@ async def test_the_served_description_is_that_of_all_operations_and_valid(host: 
     ):
         document = await answer.json()
     assert document == openapi.build(ROUTED, uri=host.origin, version=document["info"]["version"])
+
+
+def test_an_upload_leads_by_links_to_all_that_can_be_asked_of_its_pod(host: NoopHost) -> None:
+    waiting = {"upload": JUDGE["/pods"]["POST"].Case(body=upload(debug=True), query={"duration": 600})}
+    seen = set()
+    while waiting:
+        name, case = waiting.popitem()
+        seen.add(name)
+        answer = case.call_and_validate(
+            base_url=f"http://127.0.0.1:{host.port}", headers={"Host": host.authority}, timeout=DEADLINE
+        )
+        assert answer.status_code == 200, (name, answer.text)
+        for link in case.operation.definition.raw["responses"]["200"].get("links", {}).values():
+            if link["operationId"] not in seen:
+                waiting[link["operationId"]] = follow(link, answer.json())
+    assert seen == {each.name for each in ROUTED if takes_a_hash(each)} | {"upload"}
+
+
+def takes_a_hash(operation: Operation) -> bool:
+    return any(isinstance(each, Hash) for each in (*operation.query, *operation.in_path.values()))
+
+
+def follow(link: dict[str, Any], answer: dict[str, Any]) -> schemathesis.Case[Any]:
+    """The request it leads to from this answer."""
+    given: dict[str, dict[str, str]] = {"query": {}, "path": {}}
+    for parameter, expression in link["parameters"].items():
+        where, _, name = parameter.partition(".")
+        given[where][name] = answer[expression.removeprefix("$response.body#/")]
+    asked = JUDGE.find_operation_by_id(link["operationId"])
+    return asked.Case(query=given["query"], path_parameters=given["path"])
 
 
 def find_schemas(document: Any) -> Iterator[Any]:

@@ -162,7 +162,7 @@ async def test_a_running_container_that_was_restarted_has_failed(
 async def test_a_followed_log_goes_on_after_a_restart_without_repeating(
     podman: Podman, fake: FakePodman, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codius_node.podman.FOLLOW_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("codius_node.podman_logs.FOLLOW_POLL_SECONDS", 0.01)
     await bring_up(podman, make_spec(images.talker))
     name = f"codius-{HASH}-c0"
     texts: list[str] = []
@@ -193,7 +193,7 @@ async def test_a_reader_that_leaves_ends_its_streams(
 async def test_podman_going_away_ends_a_followed_log_with_an_error(
     podman: Podman, fake: FakePodman, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codius_node.podman.FOLLOW_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("codius_node.podman_logs.FOLLOW_POLL_SECONDS", 0.01)
     await bring_up(podman, make_spec(images.talker))
 
     async def read() -> None:

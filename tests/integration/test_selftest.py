@@ -61,6 +61,7 @@ class Processes(NoopEngine):
         self._program: Path | None = None
         self._specs: dict[ManifestHash, PodSpec] = {}
         self._running: list[asyncio.subprocess.Process] = []
+        self._reserved: list[socket.socket] = []
 
     def keep_in(self, directory: Path) -> None:
         self._program = directory / "program"
@@ -73,9 +74,13 @@ class Processes(NoopEngine):
             file = tar.extractfile(sample.PROGRAM)
             assert file is not None
             program = file.read()
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        # Kept: a port that was only looked up is anybody's until the program is there, as the source of their
+        # connections or of our own. Both sides say SO_REUSEADDR, so the program may listen beside us.
+        reserved = socket.socket()
+        self._reserved.append(reserved)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        self.port = reserved.getsockname()[1]
         usual, own = (number.to_bytes(2, "big") for number in (sample.PORT, self.port))
         assert program.count(usual) == 1
         self._program.unlink(missing_ok=True)  # another test's may be running
@@ -107,6 +112,8 @@ class Processes(NoopEngine):
         for process in self._running:
             process.kill()
             await process.wait()
+        for reserved in self._reserved:
+            reserved.close()
 
 
 class Room(HostDouble):

@@ -32,7 +32,7 @@ DOORS = {
         "codius_node.client",
         "codius_node.daemon",
         "codius_node.outbound",
-        "codius_node.podman",
+        "codius_node.podman_api",
         "codius_node.registry",
     },
 }

@@ -89,10 +89,17 @@ def test_each_part_that_faces_the_internet_has_a_user_of_its_own_and_it_is_made(
     assert privileges.UNPRIVILEGED_USERS[0] in made
 
 
-def test_the_front_door_is_renewed_in_place_and_has_a_directory_for_its_log() -> None:
+def test_the_front_door_has_a_directory_for_its_log() -> None:
     unit = read("codius-proxy.service")
-    assert unit["Service.ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     assert unit["Service.LogsDirectory"] == ["codius"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reload"),
+    [("node", None), ("proxy", ["/bin/kill -HUP $MAINPID"]), ("dns", ["/bin/kill -HUP $MAINPID"])],
+)
+def test_what_takes_up_changes_can_be_reloaded_and_nothing_else(name: str, reload: list[str] | None) -> None:
+    assert read(f"codius-{name}.service").get("Service.ExecReload") == reload
 
 
 def test_the_front_door_may_read_the_settings_and_nobody_else_may() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from codius_dns import query as reader
 from codius_dns.cookies import MAX_AGE, RENEW_AGE, Cookies
-from codius_dns.errors import DnsStartError
+from codius_dns.errors import DnsStartError, ZoneError
 from codius_dns.metrics import Drop, slot_of, slot_of_drop
 from codius_dns.records import Ede, Rcode
 from codius_dns.responder import MAX_KEPT, MAX_LOGGED_FAULTS, MAX_NSID, Identity, Responder, Transport
@@ -477,3 +477,29 @@ def test_queries_are_not_logged_unless_asked_for(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.DEBUG):
         ask(Responder((ZONE,)), [])
     assert caplog.records == []
+
+
+def test_new_zones_are_served_from_the_next_packet_on_with_the_texts_there_are() -> None:
+    responder = Responder((ZONE,), {CHALLENGE: (b"one",)})
+    question = dns.message.make_query(HASH_NAME, "A").to_wire()
+    responder.respond(question, transport=Transport.UDP)
+    assert responder.quick(question) is not None
+    responder.publish_zones((replace(ZONE, ipv4=(IPv4Address("192.0.2.18"),)),))
+    assert responder.quick(question) is None  # nothing is kept of what was said before
+    answer = responder.respond(question, transport=Transport.UDP)
+    assert answer is not None
+    assert "192.0.2.18" in dns.message.from_wire(answer).to_text()
+    texts = responder.respond(dns.message.make_query(CHALLENGE, "TXT").to_wire(), transport=Transport.UDP)
+    assert texts is not None
+    assert '"one"' in dns.message.from_wire(texts).to_text()
+
+
+def test_zones_that_cannot_be_served_leave_the_old_ones() -> None:
+    responder = Responder((ZONE,), {CHALLENGE: (b"one",)})
+    for zones in ((), (ZONE, ZONE), (replace(ZONE, origin="other.example", nameservers=()),)):
+        with pytest.raises(ZoneError):
+            responder.publish_zones(zones)
+    responder.publish_texts({CHALLENGE: (b"two",)})
+    answer = responder.respond(dns.message.make_query(HASH_NAME, "A").to_wire(), transport=Transport.UDP)
+    assert answer is not None
+    assert str(IPV4) in dns.message.from_wire(answer).to_text()

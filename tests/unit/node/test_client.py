@@ -26,6 +26,12 @@ def test_a_host_is_an_origin(text: str, origin: str) -> None:
     assert str(client.parse_host(text)) == origin
 
 
+@pytest.mark.parametrize("text", ["http://codius.localhost:0", "https://a.example:00", "https://[::1]:0/"])
+def test_port_0_is_nowhere(text: str) -> None:
+    with pytest.raises(CodiusError, match="is not the address of a host"):
+        client.parse_host(text)
+
+
 @given(st.text(max_size=60))
 def test_any_text_is_a_host_or_an_error_with_a_hint(text: str) -> None:
     try:

@@ -104,6 +104,8 @@ REFUSED = [
     ("CODIUS_PUBLIC_URI", "https://[::1]"),
     ("CODIUS_PUBLIC_URI", "https://-bad-.example"),
     ("CODIUS_PUBLIC_URI", "https://example:99999"),
+    ("CODIUS_PUBLIC_URI", "https://codius.example.com:0"),
+    ("CODIUS_BOOTSTRAP_PEERS", "https://a.example:0"),
     ("CODIUS_ROOT", "relative/path"),
     ("CODIUS_COST_PER_MONTH", "-1"),
     ("CODIUS_COST_PER_MONTH", "NaN"),

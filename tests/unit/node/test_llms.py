@@ -5,8 +5,9 @@ from __future__ import annotations
 from decimal import Decimal
 
 from codius_node import llms, operations
+from codius_node.jsontext import decode_json
 from codius_node.model import Currency
-from codius_node.schema import decode_json, upload_problems
+from codius_node.schema import upload_problems
 
 
 def text(*, free: bool = False) -> str:

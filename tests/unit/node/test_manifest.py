@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codius_node.errors import ManifestError, RequestError
+from codius_node.jsontext import decode_json
 from codius_node.manifest import (
     MAX_ENVIRONMENT_SIZE,
     canonical_json,
@@ -24,7 +25,8 @@ from codius_node.manifest import (
 )
 from codius_node.model import Json, PrivateVariable
 from codius_node.parameters import DURATION
-from codius_node.schema import MAX_STRING, MAX_UPLOAD_BODY, Problem, decode_json
+from codius_node.schema import MAX_STRING, MAX_UPLOAD_BODY
+from codius_node.shapes import Problem
 from tests.unit.node.documents import (
     ANY_JSON,
     ANY_TEXT,

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from codius_node import errors, operations, replies, schema
+from codius_node import errors, operations, replies, shapes
 from codius_node.model import Isolation, Json, ManifestHash
 from codius_node.openapi import build, describe_shape
 from codius_node.operations import Operation
@@ -110,7 +110,7 @@ def test_a_shape_nobody_has_described_is_no_silent_hole() -> None:
     class Strange:
         wants = "something"
 
-        def check(self, value: Json, place: schema.Place, problems: list[schema.Problem]) -> None: ...
+        def check(self, value: Json, place: shapes.Place, problems: list[shapes.Problem]) -> None: ...
 
     with pytest.raises(TypeError, match="Strange"):
         describe_shape(Strange())
@@ -146,10 +146,3 @@ def test_a_price_is_a_number_and_a_whole_one_is_whole(cost: str, told: float) ->
     assert json.dumps(document["costPerMonth"]) == json.dumps(told)
     assert (document["isolation"], document["peers"]) == ("gvisor", [])
     assert "serverFreeMemory" not in document
-
-
-@pytest.mark.parametrize(
-    ("field", "name"), [("uri", "uri"), ("full_mem", "fullMem"), ("self_test_success", "selfTestSuccess")]
-)
-def test_names_are_in_camel_case(field: str, name: str) -> None:
-    assert schema.wire_name(field) == name

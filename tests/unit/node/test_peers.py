@@ -168,6 +168,8 @@ async def test_no_more_hosts_are_remembered_than_there_is_room_for(monkeypatch: 
         ("https://a.example.", []),
         ("https://localhost.", []),
         ("https://a.example:65536", []),
+        ("https://a.example:0", []),
+        ("https://a.example:", ["https://a.example"]),
         ("https://a.example:-1", []),
         ("https://a..example", []),
         ("https://a.example%00", []),

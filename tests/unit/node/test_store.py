@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codius_netpolicy.traffic import NO_TRAFFIC, Reason, Traffic, Volume, larger
-from codius_node import migrations
+from codius_node import database, migrations
 from codius_node.errors import ManifestError, NotFoundError, RequestError, StoreError
 from codius_node.lifecycle import TRANSITIONS
 from codius_node.migrations import MIGRATIONS, Migration
@@ -822,6 +822,41 @@ async def test_two_nodes_that_open_a_new_database_at_once_migrate_it_once(tmp_pa
     )
     for store in stores:
         await store.aclose()
+
+
+async def test_a_new_database_that_another_node_has_in_hand_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy: list[str] = []
+    other = sqlite3.connect(tmp_path / "codius.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    async def asked(connection: database.Connection, sql: str, *values: str | bytes | int | None) -> object:
+        try:
+            return await query(connection, sql, *values)
+        except sqlite3.OperationalError:
+            busy.append(sql)
+            other.execute("COMMIT")
+            raise
+
+    query = database.query
+    monkeypatch.setattr(database, "query", asked)
+    async with opened(tmp_path) as store:
+        assert await store.pods() == []
+    other.close()
+    assert busy == ["PRAGMA journal_mode = WAL"]
+
+
+async def test_a_new_database_that_another_program_keeps_is_given_up_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_TIMEOUT", 0.05)
+    other = sqlite3.connect(tmp_path / "codius.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="another program holds the database"):
+        async with opened(tmp_path):
+            pass
+    other.close()
 
 
 async def test_a_newer_database_is_refused_untouched(tmp_path: Path) -> None:
