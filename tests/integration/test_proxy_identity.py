@@ -31,6 +31,7 @@ BINARY = (
 CLAIMS = (
     f"X-Forwarded-For: 203.0.113.9, {VISITOR}\r\nX-Forwarded-Proto: https\r\nX-Real-IP: 203.0.113.9\r\n"
     "X-Forwarded-Host: evil.example\r\nForwarded: for=203.0.113.9\r\nX_Forwarded_For: 203.0.113.9\r\n"
+    "X.Forwarded.For: 203.0.113.9\r\nX~Real~IP: 203.0.113.9\r\nX_Forwarded-Host: 203.0.113.9\r\n"
 )
 
 
