@@ -11,6 +11,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -213,9 +214,10 @@ class _Parent:
         config, opened = self._config, self._opened
         context = None
         if config.certificates is not None:
-            from codius_proxy.tls import Certificates  # a host without TLS need not load it
+            from codius_proxy import tls  # a host without TLS need not load it
 
-            certificates = Certificates(config.certificates)
+            sys.unraisablehook = tls.hush_strange_names
+            certificates = tls.Certificates(config.certificates)
             context = certificates.context
             for name in (config.zone, f"*.{config.zone}"):
                 if name not in certificates.names:

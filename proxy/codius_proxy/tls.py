@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,6 +159,16 @@ def load(directory: Path) -> Certificate:
     if expires < datetime.now(UTC):
         logger.warning("the certificate in %s ended on %s", directory, expires.date())
     return Certificate(directory, found, expires, context)
+
+
+def hush_strange_names(failure: sys.UnraisableHookArgs) -> None:
+    """For `sys.unraisablehook`: says nothing of names for us that are not ASCII.
+
+    Python decodes a visitor's SNI before it asks `_on_hello`, and where it cannot it sends an alert, which is
+    right (RFC 6066 section 3), and shows a traceback, which is the visitor's to order as often as he likes.
+    """
+    if not (isinstance(failure.exc_value, UnicodeDecodeError) and isinstance(failure.object, bytes)):
+        sys.__unraisablehook__(failure)
 
 
 def _new_context() -> ssl.SSLContext:
