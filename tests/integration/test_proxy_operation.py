@@ -433,7 +433,7 @@ async def test_every_request_is_one_line_and_one_count_whichever_worker_served_i
             proxy.process.send_signal(signal.SIGHUP)
             await until(lambda: not any(map(alive, workers)))
         assert load.failures == []
-        await proxy.get(name(OTHER))
+        refused = json.loads(await proxy.get(name(OTHER)))
 
         async def counted() -> dict[str, float]:
             async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -451,7 +451,9 @@ async def test_every_request_is_one_line_and_one_count_whichever_worker_served_i
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert len(lines) == len({line["id"] for line in lines}) == load.answered + 1
         assert {worker_of(line["id"]) for line in lines if line["pod"] == POD} > set()
-        assert [line["refusal"] for line in lines if line["status"] == 404] == ["no_pod"]
+        assert [(line["refusal"], line["id"]) for line in lines if line["status"] == 404] == [
+            ("no_pod", refused["requestId"])
+        ]
         assert all(line["client"] == "127.0.0.1" for line in lines)
 
 
