@@ -29,6 +29,13 @@ PROTOCOLS: Final = ("http/1.1",)  # ALPN, RFC 7301: what this host speaks
 # For TLS 1.2; 1.3 has no bad ones. Forward secrecy and authenticated encryption, RFC 9325 section 4.2.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
+_STRANGE: Final = (  # in a certificate; what `x509` says is none of ValueError's kind
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+
 _Stamp: TypeAlias = tuple[int, int, int]  # what changes when a file or its mode does: inode, size, ctime
 _Stamps: TypeAlias = tuple[_Stamp, _Stamp]
 
@@ -144,7 +151,7 @@ def load(directory: Path) -> Certificate:
         found = frozenset(name.lower() for name in names.get_values_for_type(x509.DNSName))
     except OSError as error:
         raise CertificateError(f"{chain} cannot be read: {error.strerror}") from error
-    except (ValueError, IndexError, x509.ExtensionNotFound) as error:
+    except (ValueError, IndexError, *_STRANGE) as error:
         raise CertificateError(f"{chain} is no certificate for a host name: {error}") from error
     if not found:
         raise CertificateError(f"{chain} is for no host name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -223,6 +224,29 @@ async def test_new_workers_that_cannot_live_change_nothing() -> None:
         await until(lambda: len(set(proxy.children()) - set(before)) == 1)
         for client in (await one_of_each(proxy)).values():
             assert b"nobody@" not in (await client.get(name(OTHER))).body
+
+
+async def test_a_machine_that_lets_nobody_fork_keeps_the_workers_it_has() -> None:
+    async with origin() as pod, running(pod) as proxy, Load(proxy, name()) as load:
+        before = proxy.children()
+        proxy.full.touch()
+        proxy.process.send_signal(signal.SIGHUP)
+        await until(lambda: "the old ones stay" in proxy.log.read_text())
+        assert proxy.children() == before
+        await load.more(SOME)
+        await load.aclose()
+        assert load.failures == []
+        os.kill(before[0], signal.SIGKILL)
+        await until(
+            lambda: f"worker 0 cannot be started: {os.strerror(errno.EAGAIN)}" in proxy.log.read_text()
+        )
+        visitors = [
+            asyncio.create_task(proxy.get(ZONE)) for _ in range(8)
+        ]  # some of them wait for its successor
+        proxy.full.unlink()
+        assert await asyncio.gather(*visitors) == [b"api  "] * 8
+        assert len(proxy.children()) == len(before)
+        assert await proxy.end() == 0
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])

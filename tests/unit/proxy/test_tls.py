@@ -9,7 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from codius_proxy.config import CertificateError
 from codius_proxy.tls import CHAIN_FILE, KEY_FILE, LOOK_EVERY, Certificates, hush_strange_names
@@ -59,6 +61,20 @@ def lock(key: bytes) -> bytes:
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.BestAvailableEncryption(b"secret"),
+    )
+
+
+def for_x400() -> bytes:
+    """A certificate for a kind of name that nobody has."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    nobody = x509.Name([])
+    names = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, bytes.fromhex("3004a3020500"))
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder(nobody, nobody, key.public_key(), 1, now, now + timedelta(days=1))
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
     )
 
 
@@ -257,6 +273,7 @@ def test_a_name_that_is_none_is_a_strangers_and_anything_else_is_told(
             "is no certificate for a host name",
         ),
         (lambda place: Authority().issue(place), "is no certificate for a host name"),
+        (lambda place: (place / CHAIN_FILE).write_bytes(for_x400()), "is no certificate for a host name"),
     ],
 )
 def test_what_cannot_be_served_stops_the_start(
