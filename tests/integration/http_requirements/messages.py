@@ -356,9 +356,10 @@ ROWS: Final = (
         "9110 6.6.1",
         "MUST",
         "Our own answers have a Date.",
-        b"GET / HTTP/1.1\r\nHost: x.example\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x.example\r\nConnection: close\r\n\r\n",
         visitor_gets=(b"HTTP/1.1 421 ", b"\r\nDate: ", b" GMT\r\n"),
         reaches_pod=False,
+        goes_on=False,
     ),
     Requirement(
         "9110 5.3",
