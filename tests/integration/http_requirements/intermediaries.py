@@ -438,4 +438,33 @@ ROWS: Final = (
         pod=answer(b"Connection: Upgrade", b"Upgrade: foo/2", LENGTH, line=b"HTTP/1.1 426 Upgrade Required"),
         visitor_gets=(b"HTTP/1.1 426 ", b"Upgrade: foo/2\r\n"),
     ),
+    Requirement(
+        "9110 10.1.3",
+        "SHOULD NOT",
+        "Referer is not touched.",
+        get(b"Referer: http://{host}/a?b"),
+        pod_gets=(b"Referer: http://{host}/a?b\r\n",),
+    ),
+    Requirement(
+        "9110 15.5",
+        "SHOULD",
+        "Our own refusals say what is wrong and what to do.",
+        b"GET / HTTP/1.1\r\nHost: x.example\r\nConnection: close\r\n\r\n",
+        visitor_gets=(
+            b"HTTP/1.1 421 ",
+            b'"message": "x.example is not served here.',
+            b'"hint": "Check the name.',
+        ),
+        reaches_pod=False,
+        goes_on=False,
+    ),
+    Requirement(
+        "9110 15.6.6",
+        "SHOULD",
+        "Who speaks another version is told which ones are spoken.",
+        get(line=b"GET / HTTP/3.0"),
+        visitor_gets=(b"HTTP/1.1 505 ", b"HTTP/1.1 and HTTP/1.0"),
+        reaches_pod=False,
+        goes_on=False,
+    ),
 )

@@ -61,6 +61,12 @@ ELSEWHERE: Final = (
         "integration/test_proxy.py::test_a_no_to_a_visitor_that_expects_100_ends_the_connection",
     ),
     Elsewhere(
+        "9110 12.5.1",
+        "SHOULD",
+        "The weights of Accept count, wherever among its parameters they stand.",
+        "unit/proxy/test_request.py::test_a_page_is_for_who_asks_for_html_no_less_than_for_json",
+    ),
+    Elsewhere(
         "9112 6.3",
         "MUST",
         "A body that ends or stops early makes its request incomplete, and the connection is closed.",
@@ -83,6 +89,12 @@ ELSEWHERE: Final = (
         "MUST",
         "A pod's answer is read to its end before its connection serves another request.",
         "integration/test_http_smuggling.py::test_content_behind_an_answer_that_has_none_is_nobodys_answer",
+    ),
+    Elsewhere(
+        "9112 9.5",
+        "SHOULD",
+        "Whose time is over sees a proper end of the connection.",
+        "integration/test_proxy.py::test_an_idle_visitor_is_let_go_without_a_word",
     ),
     Elsewhere(
         "9112 9.6",
