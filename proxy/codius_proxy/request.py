@@ -155,8 +155,9 @@ def find_head_end(buffer: bytes, start: int = 0, bounds: Bounds = DEFAULT) -> in
     if 0 <= end <= bounds.head:
         return end
     if len(buffer) > bounds.head:
-        if b"\r\n" not in buffer[: bounds.line + MAX_METHOD]:
-            raise HttpError(414, f"The request target is longer than {bounds.line} bytes.")
+        longest = min(bounds.line + MAX_METHOD, bounds.head)  # of a request line
+        if b"\r\n" not in buffer[:longest]:
+            raise HttpError(414, f"The request target is longer than {min(bounds.line, bounds.head)} bytes.")
         raise HttpError(431, f"The request head is longer than {bounds.head} bytes.")
     if buffer and buffer[0] not in TOKEN_BYTES:
         raise HttpError(400, "This is not an HTTP/1.1 request.")

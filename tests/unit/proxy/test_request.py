@@ -345,11 +345,16 @@ def test_a_bound_holds_for_what_was_read_under_a_wider_one_before() -> None:
 
 @pytest.mark.parametrize(
     ("buffer", "status"),
-    [(b"GET /" + b"x" * 200, 414), (b"GET / HTTP/1.1\r\nX: " + b"y" * 200 + b"\r\n\r\n", 431)],
+    [
+        (b"GET /" + b"x" * 200, 414),
+        (b"GET /" + b"x" * 200 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * 200 + b"\r\n\r\n", 431),
+    ],
 )
-def test_a_heads_bounds_are_the_callers(buffer: bytes, status: int) -> None:
+@pytest.mark.parametrize("line", [50, 500], ids=["of a line", "of the head alone"])
+def test_a_heads_bounds_are_the_callers(buffer: bytes, status: int, line: int) -> None:
     with pytest.raises(HttpError) as caught:
-        find_head_end(buffer, bounds=Bounds(head=100, line=50))
+        find_head_end(buffer, bounds=Bounds(head=100, line=line))
     assert caught.value.status == status
 
 
