@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
 MAX_NAME: Final = 253  # characters of a DNS name without its final dot, RFC 1035 section 2.3.4
 MAX_AUTHORITY: Final = MAX_NAME + len(".:65535")  # characters; nothing longer can be meant for us
 MAX_PORT: Final = 65535
+REMEMBERED_HOSTS: Final = 4096  # Host values whose reading is remembered
 
 # Underscores are no host names by RFC 1123, but they are in use; they can only lead to "unknown".
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _AUTHORITY: Final = re.compile(
-    rf"(?:\[(?P<v6>[0-9A-Fa-f:.]{{2,45}})\]|(?P<name>{_LABEL}(?:\.{_LABEL})*)\.?)(?::(?P<port>[0-9]{{1,5}}))?"
+    rf"(?:\[(?P<v6>[0-9A-Fa-f:.]{{2,45}})\]|(?P<name>{_LABEL}(?:\.{_LABEL})*)\.?)(?::(?P<port>[1-9][0-9]{{0,4}}))?"
 )
 _HASH: Final = re.compile(r"[a-z2-7]{52}")
 _DOTTED_QUAD: Final = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}")
@@ -61,7 +63,7 @@ def parse(value: str) -> Authority:
     port = None
     if match["port"] is not None:
         port = int(match["port"])
-        if not 0 < port <= MAX_PORT:
+        if port > MAX_PORT:
             raise AuthorityError(f"port {port} is outside 1-{MAX_PORT}")
     if match["v6"] is not None:
         try:
@@ -72,6 +74,12 @@ def parse(value: str) -> Authority:
     if len(hostname) > MAX_NAME:
         raise AuthorityError(f"a host name of {len(hostname)} characters is longer than DNS allows")
     return Authority(hostname, port)
+
+
+@lru_cache(maxsize=REMEMBERED_HOSTS)
+def read_host(value: bytes) -> Authority:
+    """A Host value as it came, read by `parse`; AuthorityError."""
+    return parse(value.decode("latin-1"))
 
 
 def classify(hostname: str, zone: str) -> PodName | HostItself | Unknown:

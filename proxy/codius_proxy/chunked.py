@@ -7,9 +7,21 @@ from enum import Enum
 from typing import Final
 
 from codius_proxy.bounds import DEFAULT
-from codius_proxy.fields import FIELD, NOT_IN_TRAILERS, TOKEN, HttpError, shown, why_no_field
+from codius_proxy.fields import (
+    CLAIMS,
+    FIELD,
+    NOT_IN_TRAILERS,
+    TOKEN,
+    HttpError,
+    alike,
+    shown,
+    why_no_field,
+)
 
 MAX_CHUNK_DIGITS: Final = 15  # hexadecimal: below 2**63
+# Bytes of chunk extensions that a body's data have not made up for yet, in however many chunks: they have to
+# be read, and mean nothing (RFC 9112 section 7.1.1).
+MAX_EXTENSIONS: Final = 8 * 1024
 MAX_TRAILER: Final = 8 * 1024  # bytes of all fields after a chunked body
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
@@ -31,7 +43,7 @@ class _Chunk(Enum):
 class ChunkedBody:
     """A chunked body going by: checks its framing and knows where it ends, RFC 9112 section 7.1."""
 
-    __slots__ = ("_decode", "_left", "_longest", "_pending", "_state", "_trailer", "done")
+    __slots__ = ("_decode", "_extensions", "_left", "_longest", "_pending", "_state", "_trailer", "done")
 
     def __init__(self, *, decode: bool = False, line: int = DEFAULT.chunk_line) -> None:
         """`decode`: give out the content only, for a reader that knows no chunks (HTTP/1.0).
@@ -43,6 +55,7 @@ class ChunkedBody:
         self._decode = decode
         self._state = _Chunk.SIZE
         self._left = 0  # bytes of the current chunk's data still to come
+        self._extensions = 0  # bytes of chunk extensions that no data made up for
         self._pending = b""  # an incomplete line: nothing is passed on before it was checked
         self._trailer = 0  # bytes of trailer fields so far
 
@@ -92,6 +105,11 @@ class ChunkedBody:
             if match is None or len(match[1]) > MAX_CHUNK_DIGITS:
                 raise HttpError(400, f"A chunked body is broken: {shown(line)} is no chunk size.")
             self._left = int(match[1], 16)
+            extension = len(line) - len(match[1])
+            if extension or self._extensions:
+                self._extensions = max(0, self._extensions + extension - self._left)
+                if self._extensions > MAX_EXTENSIONS:
+                    raise HttpError(400, "A chunked body has more chunk extensions than data.")
             self._state = _Chunk.DATA if self._left else _Chunk.TRAILER
         elif self._state is _Chunk.DATA_END:
             self._state = _Chunk.SIZE
@@ -104,9 +122,9 @@ class ChunkedBody:
             match = FIELD.fullmatch(line)
             if match is None:
                 raise HttpError(400, why_no_field(line))
-            name = match[1].lower().replace(b"_", b"-")
+            name = alike(match[1])
             # A pod that merges trailers into its header would take these for ours (RFC 9110 section 6.5.1).
-            if name in NOT_IN_TRAILERS or name.startswith(b"x-forwarded-"):
+            if name in NOT_IN_TRAILERS or name.startswith(CLAIMS):
                 raise HttpError(400, f"The field {name.decode()} is not allowed in a trailer.")
 
 

@@ -25,6 +25,8 @@ TOKEN_ONLY: Final = re.compile(TOKEN)
 BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 FIELD: Final = re.compile(rb"(" + TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)")
 _VALUE_BYTES: Final = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+_WEIGHT: Final = re.compile(rb"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+_JSON_RANGES: Final = (b"application/json", b"application/*", b"*/*")  # the first that is named counts
 _PROTOCOL: Final = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?")
 
 
@@ -81,16 +83,20 @@ class Field(NamedTuple):
 
 PROTECTED: Final = frozenset(
     # A visitor who names these in Connection wants a pod to miss them.
-    b"host content-length transfer-encoding content-type expect authorization cookie origin forwarded"
-    b" x-forwarded-for x-forwarded-proto x-forwarded-host".split()
+    b"host content-length transfer-encoding content-type content-encoding content-range expect authorization"
+    b" cookie origin cache-control range max-forwards via forwarded x-forwarded-for x-forwarded-proto"
+    b" x-forwarded-host x-real-ip".split()
 )
-NOT_IN_TRAILERS: Final = PROTECTED | {b"connection", b"te", b"trailer", b"upgrade", b"set-cookie"}
+# Of a head these stay here or are decided here, and a trailer goes on as it came.
+NOT_IN_TRAILERS: Final = PROTECTED | frozenset(
+    b"connection te trailer upgrade set-cookie keep-alive proxy-connection proxy-authorization http2-settings"
+    b" proxy".split()
+)
 # Options that name no field, and those whose fields stay behind in any case.
 CONNECTION_OPTIONS: Final = frozenset(
     (b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings", b"proxy-connection")
 )
-_CLAIMS: Final = b"x-forwarded-"
-_UNDERSCORE: Final = ord("_")
+CLAIMS: Final = b"x-forwarded-"
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"host", b"connection"))
 _UNTUNNELLED: Final = frozenset((b"h2c", b"h2", b"tls"))  # protocols a proxy must not wave through
 _HOP_BY_HOP: Final = {
@@ -121,6 +127,20 @@ _RESPONSE_KINDS: Final[Mapping[bytes, Kind]] = MappingProxyType(
 )
 
 
+_ALIKE: Final = bytes(
+    [ord(chr(byte).lower()) if byte < 0x80 and chr(byte).isalnum() else ord("-") for byte in range(256)]
+)
+
+
+def alike(name: bytes) -> bytes:
+    """A field's name as readers see it that tell letters and digits apart only.
+
+    CGI makes `_` of `-` (RFC 3875 section 4.1.18), and some servers of every other character as well: to
+    their programs X_Forwarded_For and X.Forwarded.For are X-Forwarded-For.
+    """
+    return name.translate(_ALIKE)
+
+
 class NameMemo(dict[bytes, Kind | None]):
     """A field's name, as it is written, to what the field means to us; None: nothing, it is forwarded.
 
@@ -140,23 +160,23 @@ class NameMemo(dict[bytes, Kind | None]):
             raise HttpError(400, why_no_name(name))
         lowered = name.lower()
         kind = self._kinds.get(lowered)
-        if kind is None and (_UNDERSCORE in name or lowered.startswith(_CLAIMS)):
-            kind = self._classify(lowered)
+        if kind is None:
+            same = alike(name)
+            if same != lowered or same.startswith(CLAIMS):
+                kind = self._classify(lowered, same)
         if len(name) <= MEMO_NAME_LENGTH:
             if len(self) >= MEMO_NAMES:
                 self.clear()
             self[name] = kind
         return kind
 
-    def _classify(self, name: bytes) -> Kind | None:
-        """What a name means that is none of ours as it stands."""
-        # CGI-like programs read `_` and `-` as the same: X_Forwarded_For is a claim as well.
-        same = name.replace(b"_", b"-")
+    def _classify(self, name: bytes, same: bytes) -> Kind | None:
+        """What a name means that is none of ours as it stands, but to some readers the `same` as another."""
         if same != name and same in _FRAMING:
             return FORBIDDEN
         if not self._from_visitor:
             return None
-        if same.startswith(_CLAIMS):
+        if same.startswith(CLAIMS):
             return CLAIM
         kind = self._kinds.get(same)
         return kind if kind in (DROPPED, CLAIM) else None
@@ -225,6 +245,21 @@ def tokens(value: bytes) -> frozenset[bytes]:
             raise HttpError(400, f"{shown(token)} in the Connection field is no token.")
         found.add(token)
     return frozenset(found)
+
+
+def prefers_html(accept: bytes) -> bool:
+    """Whether an Accept field names HTML, and JSON no sooner: RFC 9110 section 12.5.1."""
+    lowered = accept.lower()
+    if b"text/html" not in lowered:
+        return False
+    weights: dict[bytes, float] = {}
+    for part in lowered.split(b","):
+        media, *parameters = [piece.strip(b" \t") for piece in part.split(b";")]
+        weight = next((float(found[1]) for found in map(_WEIGHT.fullmatch, parameters) if found), 1.0)
+        weights[media] = max(weight, weights.get(media, 0.0))
+    html = weights.get(b"text/html", 0.0)
+    json = next((weights[media] for media in _JSON_RANGES if media in weights), 0.0)
+    return html > 0 and html >= json
 
 
 @lru_cache(maxsize=64)

@@ -11,10 +11,6 @@ from codius_proxy.upstream import Failure, Fault
 SHORTLY: Final = "Try again in a moment."
 
 
-def malformed_name(reason: str, host: str) -> Refusal:
-    return Refusal(400, f"The Host field is not valid: {reason}.", f"This host is {host}")
-
-
 def unknown_name(hostname: str, zone: str, host: str) -> Refusal:
     return Refusal(
         421,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from codius_proxy.authority import AuthorityError, read_host
 from codius_proxy.bounds import DEFAULT, LEAST, Bounds
 from codius_proxy.fields import (
     ACCEPT,
@@ -29,6 +30,7 @@ from codius_proxy.fields import (
     check_transfer_encoding,
     may_tunnel,
     parse_length,
+    prefers_html,
     shown,
     split_block,
     tokens,
@@ -38,7 +40,9 @@ from codius_proxy.fields import (
 from codius_proxy.memo import Memo
 
 MAX_METHOD: Final = 32  # bytes; the longest registered one has 17
-_VIA: Final = b"\r\nVia: 1.1 codius\r\n"  # a gateway MUST say that it was there, RFC 9110 section 7.6.3
+# A gateway MUST say that it was there, and in which version it was spoken to: RFC 9110 section 7.6.3.
+_VIA: Final = b"\r\nVia: 1.1 codius\r\n"
+_VIA_1_0: Final = b"\r\nVia: 1.0 codius\r\n"
 
 # No fragment in a target, no octet outside ASCII: what one parser escapes another may not.
 _TARGET_BYTES: Final = bytes({*range(0x21, 0x7F)} - {ord("#")})
@@ -55,7 +59,8 @@ class Framing:
     """What the header lines of a request say, whatever its first line is: a function of their bytes."""
 
     __slots__ = (
-        "chunked", "claims", "close", "expect", "fields", "host", "html", "length", "max_forwards", "upgrade",
+        "accept", "chunked", "claims", "close", "expect", "fields", "host", "length", "max_forwards",
+        "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -67,7 +72,7 @@ class Framing:
         close: bool,
         upgrade: bytes | None,
         expect: bool,
-        html: bool,
+        accept: bytes,
         claims: tuple[Field, ...],
         max_forwards: int | None,
     ) -> None:
@@ -78,7 +83,7 @@ class Framing:
         self.close = close
         self.upgrade = upgrade  # offered, and one that may pass
         self.expect = expect
-        self.html = html
+        self.accept = accept
         self.claims = claims
         self.max_forwards = max_forwards
 
@@ -87,8 +92,8 @@ class RequestHead:
     """A request as it may go to a pod: end-to-end fields only, the rest decided."""
 
     __slots__ = (
-        "chunked", "claims", "expect", "fields", "host", "html", "keep_alive", "last_hop", "length", "method",
-        "minor", "secure", "target", "upgrade",
+        "accept", "chunked", "claims", "expect", "fields", "host", "keep_alive", "last_hop", "length",
+        "method", "minor", "secure", "target", "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -103,7 +108,7 @@ class RequestHead:
         keep_alive: bool,
         upgrade: bytes | None,
         expect: bool,
-        html: bool,
+        accept: bytes = b"",
         claims: tuple[Field, ...] = (),
         last_hop: bool = False,
         secure: bool = False,
@@ -118,10 +123,15 @@ class RequestHead:
         self.keep_alive = keep_alive
         self.upgrade = upgrade
         self.expect = expect
-        self.html = html  # the visitor takes HTML: a person, most likely
+        self.accept = accept  # what the visitor would like; one field where there were several
         self.claims = claims  # Forwarded, X-Forwarded-*, X-Real-IP: nothing unless the peer is trusted
         self.last_hop = last_hop  # we are to answer it, RFC 9110 section 7.6.2
         self.secure = secure  # its target says https, so that it may have come by nothing else
+
+    @property
+    def html(self) -> bool:
+        """Whether the visitor takes HTML: a person, most likely."""
+        return prefers_html(self.accept)
 
     @property
     def repeatable(self) -> bool:
@@ -145,8 +155,9 @@ def find_head_end(buffer: bytes, start: int = 0, bounds: Bounds = DEFAULT) -> in
     if 0 <= end <= bounds.head:
         return end
     if len(buffer) > bounds.head:
-        if b"\r\n" not in buffer[: bounds.line + MAX_METHOD]:
-            raise HttpError(414, f"The request target is longer than {bounds.line} bytes.")
+        longest = min(bounds.line + MAX_METHOD, bounds.head)  # of a request line
+        if b"\r\n" not in buffer[:longest]:
+            raise HttpError(414, f"The request target is longer than {min(bounds.line, bounds.head)} bytes.")
         raise HttpError(431, f"The request head is longer than {bounds.head} bytes.")
     if buffer and buffer[0] not in TOKEN_BYTES:
         raise HttpError(400, "This is not an HTTP/1.1 request.")
@@ -176,6 +187,8 @@ def parse_request(head: bytes, bounds: Bounds = DEFAULT) -> RequestHead:
         method, target, major, digit = match.groups()
         if major != b"1" or digit not in b"01":
             raise HttpError(505, "This host speaks HTTP/1.1 and HTTP/1.0.")
+        if (unserved := _UNSERVED.get(method.upper())) is not None:  # their names have no case to some pods
+            raise HttpError(501, unserved)
     if len(method) > MAX_METHOD:
         raise HttpError(501, f"A method longer than {MAX_METHOD} bytes is not known here.")
     if len(target) > bounds.line:
@@ -184,8 +197,6 @@ def parse_request(head: bytes, bounds: Bounds = DEFAULT) -> RequestHead:
     framing = remembered_blocks.get(block)
     if framing is None:
         framing = _parse_block(block, bounds)
-    if method in _UNSERVED:
-        raise HttpError(501, _UNSERVED[method])
     minor = 1 if digit == b"1" else 0
     if not minor and framing.chunked:  # faulty framing, RFC 9112 section 6.1
         raise HttpError(400, "HTTP/1.0 knows no Transfer-Encoding.")
@@ -204,7 +215,7 @@ def render_request(head: RequestHead, forwarding: bytes) -> bytes:
         parts.append(b"\r\nExpect: 100-continue")
     if head.upgrade is not None:
         parts += b"\r\nConnection: Upgrade\r\nUpgrade: ", head.upgrade
-    parts += _VIA, forwarding, b"\r\n"
+    parts += _VIA if head.minor else _VIA_1_0, forwarding, b"\r\n"
     return b"".join(parts)
 
 
@@ -229,7 +240,7 @@ def _combine(
         minor == 1 and not framing.close,
         framing.upgrade if minor else None,
         framing.expect and minor == 1,
-        framing.html,
+        framing.accept,
         framing.claims,
         last_hop,
     )
@@ -248,7 +259,8 @@ def _parse_block(block: bytes, bounds: Bounds) -> Framing:
     kept: list[bytes] = []
     host: bytes | None = None
     length: int | None = None
-    chunked = expect = html = False
+    accept = b""
+    chunked = expect = False
     options = _NOTHING
     upgrade: bytes | None = None
     claims: list[Field] = []
@@ -267,7 +279,7 @@ def _parse_block(block: bytes, bounds: Bounds) -> Framing:
         value = value.strip(b" \t")
         if kind is ACCEPT:
             kept.append(line)
-            html = html or b"text/html" in value.lower()
+            accept = accept + b"," + value if accept else value
         elif kind is HOST:
             if host is not None:
                 raise HttpError(400, "The request has more than one Host field.")
@@ -288,6 +300,8 @@ def _parse_block(block: bytes, bounds: Bounds) -> Framing:
         elif kind is UPGRADE:
             upgrade = value if upgrade is None else upgrade + b", " + value
         elif kind is EXPECT:
+            if expect:
+                raise HttpError(400, "The request has more than one Expect field.")
             if value.lower() != b"100-continue":
                 raise HttpError(417, "Only `Expect: 100-continue` can be met.")
             expect = True
@@ -305,6 +319,10 @@ def _parse_block(block: bytes, bounds: Bounds) -> Framing:
         raise HttpError(400, "The request has both Content-Length and Transfer-Encoding.")
     if host is None:
         raise HttpError(400, "The request has no Host field.")
+    try:
+        read_host(host)
+    except AuthorityError as error:
+        raise HttpError(400, f"The Host field is not valid: {error}.") from error
     has_body = chunked or bool(length)
     if upgrade is not None and (b"upgrade" not in options or has_body or not may_tunnel(upgrade)):
         upgrade = None  # ignoring an offer to upgrade is always allowed, RFC 9110 section 7.8
@@ -327,7 +345,7 @@ def _parse_block(block: bytes, bounds: Bounds) -> Framing:
         b"close" in options,
         upgrade,
         expect and has_body,
-        html,
+        accept,
         tuple(claims),
         hops,
     )

@@ -11,6 +11,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ class _Place:
     started: float = 0.0
     pause: float = FIRST_PAUSE
     due: float = 0.0  # when to start the next one, while there is none
+
+    def postpone(self) -> None:
+        """Nobody is there, and the next one comes in a while."""
+        self.due = time.monotonic() + self.pause
+        self.pause = min(self.pause * 2, LONGEST_PAUSE)
 
 
 def run(
@@ -147,8 +153,7 @@ class _Parent:
             logger.error(
                 "%s ended with %d after %.1f s: a new one in %.1f s", place.name, status, lived, place.pause
             )
-            place.due = time.monotonic() + place.pause
-            place.pause = min(place.pause * 2, LONGEST_PAUSE)
+            place.postpone()
 
     def stop(self) -> None:
         """See them all out: first those who serve, then the one who hears from them."""
@@ -191,12 +196,16 @@ class _Parent:
                     self._fork(place)
         else:
             self._config = before
-            logger.error("the new workers were not ready in %.0f s: the old ones stay", READY)
+            logger.error(
+                "the new workers were not ready in %.0f s or could not be started: the old ones stay", READY
+            )
             self._end(fresh, GRACE)
         os.close(ready)
 
     def _all_ready(self, places: Sequence[_Place], ready: int) -> bool:
         """Wait until each has said so, with one byte; one that ends, or a signal to stop, ends the wait."""
+        if any(place.pid is None for place in places):  # it could not even be forked
+            return False
         missing = len(places)
         deadline = time.monotonic() + READY
         while missing and time.monotonic() < deadline:
@@ -213,9 +222,10 @@ class _Parent:
         config, opened = self._config, self._opened
         context = None
         if config.certificates is not None:
-            from codius_proxy.tls import Certificates  # a host without TLS need not load it
+            from codius_proxy import tls  # a host without TLS need not load it
 
-            certificates = Certificates(config.certificates)
+            sys.unraisablehook = tls.hush_strange_names
+            certificates = tls.Certificates(config.certificates)
             context = certificates.context
             for name in (config.zone, f"*.{config.zone}"):
                 if name not in certificates.names:
@@ -286,7 +296,12 @@ class _Parent:
     # Their beginning and end.
 
     def _fork(self, place: _Place) -> None:
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # the machine has too many processes, or too little memory
+            logger.error("%s cannot be started: %s: again in %.1f s", place.name, error.strerror, place.pause)
+            place.postpone()
+            return
         if pid == 0:
             # A copy left open would keep another worker's listener alive after it stopped listening.
             for other in (*self._opened.all(), *self._private):

@@ -10,7 +10,7 @@ from typing import Final
 from codius_proxy import pages, refusals
 from codius_proxy.access_log import build_id
 from codius_proxy.admission import Admission, Visitor
-from codius_proxy.authority import AuthorityError, HostItself, PodName, Unknown, classify, parse
+from codius_proxy.authority import HostItself, PodName, Unknown, classify, read_host
 from codius_proxy.config import ProxyConfig
 from codius_proxy.identity import Trust
 from codius_proxy.pages import Refusal
@@ -84,7 +84,7 @@ class Site:
 
     def redirect(self, request: RequestHead) -> Refusal:
         """To the same place by https; the name is one of ours."""
-        hostname = parse(request.host.decode("latin-1")).hostname
+        hostname = read_host(request.host).hostname
         path = request.target.decode("ascii") if request.target != b"*" else "/"
         if ":" in hostname:
             hostname = f"[{hostname}]"
@@ -179,11 +179,7 @@ class Site:
             self._ticker = None  # a proxy at rest wakes up for nobody
 
     def _read_name(self, host: bytes) -> PodName | Route | Refusal:
-        try:
-            authority = parse(host.decode("latin-1"))
-        except AuthorityError as error:
-            return refusals.malformed_name(str(error), self.config.url())
-        meaning = classify(authority.hostname, self.config.zone)
+        meaning = classify(read_host(host).hostname, self.config.zone)
         if isinstance(meaning, HostItself):
             return self._api
         if isinstance(meaning, Unknown):

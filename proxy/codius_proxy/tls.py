@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,13 @@ LOOK_EVERY: Final = 1.0  # seconds; a handshake looks at most this often whether
 PROTOCOLS: Final = ("http/1.1",)  # ALPN, RFC 7301: what this host speaks
 # For TLS 1.2; 1.3 has no bad ones. Forward secrecy and authenticated encryption, RFC 9325 section 4.2.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+_STRANGE: Final = (  # in a certificate; what `x509` says is none of ValueError's kind
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 _Stamp: TypeAlias = tuple[int, int, int]  # what changes when a file or its mode does: inode, size, ctime
 _Stamps: TypeAlias = tuple[_Stamp, _Stamp]
@@ -143,7 +151,7 @@ def load(directory: Path) -> Certificate:
         found = frozenset(name.lower() for name in names.get_values_for_type(x509.DNSName))
     except OSError as error:
         raise CertificateError(f"{chain} cannot be read: {error.strerror}") from error
-    except (ValueError, IndexError, x509.ExtensionNotFound) as error:
+    except (ValueError, IndexError, *_STRANGE) as error:
         raise CertificateError(f"{chain} is no certificate for a host name: {error}") from error
     if not found:
         raise CertificateError(f"{chain} is for no host name")
@@ -158,6 +166,16 @@ def load(directory: Path) -> Certificate:
     if expires < datetime.now(UTC):
         logger.warning("the certificate in %s ended on %s", directory, expires.date())
     return Certificate(directory, found, expires, context)
+
+
+def hush_strange_names(failure: sys.UnraisableHookArgs) -> None:
+    """For `sys.unraisablehook`: says nothing of names for us that are not ASCII.
+
+    Python decodes a visitor's SNI before it asks `_on_hello`, and where it cannot it sends an alert, which is
+    right (RFC 6066 section 3), and shows a traceback, which is the visitor's to order as often as he likes.
+    """
+    if not (isinstance(failure.exc_value, UnicodeDecodeError) and isinstance(failure.object, bytes)):
+        sys.__unraisablehook__(failure)
 
 
 def _new_context() -> ssl.SSLContext:

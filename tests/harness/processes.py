@@ -23,12 +23,18 @@ from tests.harness.origin import ANSWER, DEADLINE, Origin, closed_port
 
 # What `codiusd proxy` does, with a mark where privileges would be dropped.
 _PROGRAM: Final = """
-import base64, logging, os, pickle, sys
+import base64, errno, logging, os, pickle, sys
 from pathlib import Path
 from codius_proxy.server import run
 logging.basicConfig(level="INFO")
 config, mark, listen_fd = pickle.loads(base64.b64decode(sys.argv[1]))
 changed = mark.with_name("changed")
+fork, full = os.fork, mark.with_name("full")
+def fork_or_not():
+    if full.exists():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+os.fork = fork_or_not
 def drop():
     mark.write_text(str(os.getpid()))
 def reread():
@@ -89,6 +95,11 @@ class Running:
     def change(self, **settings: Any) -> None:
         """What it is to find when it reads its settings again; `settings` are ProxyConfig's."""
         self.mark.with_name("changed").write_bytes(pickle.dumps(replace(self.config, **settings)))
+
+    @property
+    def full(self) -> Path:
+        """While this file exists the machine lets nobody fork."""
+        return self.mark.with_name("full")
 
     def children(self) -> list[int]:
         """Its workers, and the recorder before them where there is one."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from codius_proxy.routes import Target
 from tests.harness.front import POD, ZONE, front, name
 from tests.harness.origin import DEADLINE, Line, origin
 from tests.integration.http_requirements import REQUIREMENTS
+from tests.integration.http_requirements.others import ELSEWHERE, Elsewhere
 from tests.integration.http_requirements.row import Requirement
 
+TESTS = Path(__file__).parents[1]
 LAST = f"GET /last HTTP/1.1\r\nHost: {ZONE}\r\nConnection: close\r\n\r\n".encode()
 
 
@@ -52,3 +56,20 @@ async def test_the_front_door_does_what_http_demands(row: Requirement) -> None:
         assert connections == row.pod_connections
     assert went_on is row.goes_on, got
     assert b"/last" not in asked, "the pod was sent a request of somebody else's"
+
+
+@pytest.mark.parametrize("kept", ELSEWHERE, ids=lambda kept: f"{kept.section}: {kept.says}")
+def test_what_another_test_is_to_keep_has_that_test(kept: Elsewhere) -> None:
+    path, _, found = kept.test.partition("::")
+    assert f"def {found}(" in (TESTS / path).read_text()
+
+
+async def test_a_request_that_comes_back_to_us_does_not_go_round_for_ever() -> None:
+    """No target of the node's is the front door. Were one, each round would add to Via, up to the bound."""
+    async with front() as proxy:
+        proxy.feed.add(POD, Target("127.0.0.1", proxy.port))
+        async with asyncio.timeout(DEADLINE):
+            while (answer := await proxy.get(name())).status == 404:
+                pass  # the feed has not told yet
+        assert answer.status == 431
+        assert (await proxy.get(ZONE)).body == b"api"

@@ -14,17 +14,17 @@ from itertools import takewhile
 
 from hypothesis import HealthCheck, example, given, settings
 
-from codius_proxy.authority import AuthorityError
-from codius_proxy.authority import parse as parse_authority
+from codius_proxy.authority import read_host
 from codius_proxy.chunked import ChunkedBody
 from codius_proxy.fields import HttpError
 from codius_proxy.identity import Identity, build_fields
 from codius_proxy.request import RequestHead, render_request
 from codius_proxy.request_reader import RequestReader
 from tests.harness.front import POD, Front, front, name
-from tests.harness.hostile_http import CUTS, HOST, STREAMS, VECTORS
+from tests.harness.hostile_http import CUTS, HOST, STREAMS
 from tests.harness.judges import Reading, Seen, read_with_h11, read_with_llhttp
 from tests.harness.origin import DEADLINE, Line, Origin, origin
+from tests.harness.smuggling import VECTORS
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "400"))
 OVER_SOCKETS = max(40, EXAMPLES // 20)
@@ -55,10 +55,7 @@ class Forwarded:
     @property
     def routed(self) -> bool:
         """Whether there is a pod of this name: the others never leave."""
-        try:
-            return parse_authority(self.head.host.decode("latin-1")).hostname == name()
-        except AuthorityError:
-            return False
+        return read_host(self.head.host).hostname == name()
 
 
 @dataclass(slots=True)
@@ -239,6 +236,6 @@ def test_a_recording_pod_gets_byte_for_byte_what_the_core_decided() -> None:
 
 
 END = render_request(
-    RequestHead(b"GET", b"/end", 1, NAME, b"\r\nHost: " + NAME, None, False, True, None, False, False),
+    RequestHead(b"GET", b"/end", 1, NAME, b"\r\nHost: " + NAME, None, False, True, None, False),
     build_fields(RENDERED, NAME),
 )

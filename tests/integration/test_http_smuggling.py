@@ -8,8 +8,9 @@ import pytest
 
 from codius_proxy.config import Timeouts
 from tests.harness.front import POD, ZONE, front, name
-from tests.harness.hostile_http import HOST, VECTORS
+from tests.harness.hostile_http import HOST
 from tests.harness.origin import ANSWER, DEADLINE, Line, origin
+from tests.harness.smuggling import VECTORS
 
 AFTER = b"GET /after HTTP/1.1\r\nHost: " + HOST + b"\r\n\r\n"
 

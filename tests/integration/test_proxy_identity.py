@@ -31,6 +31,7 @@ BINARY = (
 CLAIMS = (
     f"X-Forwarded-For: 203.0.113.9, {VISITOR}\r\nX-Forwarded-Proto: https\r\nX-Real-IP: 203.0.113.9\r\n"
     "X-Forwarded-Host: evil.example\r\nForwarded: for=203.0.113.9\r\nX_Forwarded_For: 203.0.113.9\r\n"
+    "X.Forwarded.For: 203.0.113.9\r\nX~Real~IP: 203.0.113.9\r\nX_Forwarded-Host: 203.0.113.9\r\n"
 )
 
 
@@ -134,6 +135,9 @@ async def test_a_balancers_own_connection_is_its_own(pod: Origin) -> None:
         LINE.replace(b"\r\n", b"\n"),
         BINARY[:12] + b"\x31" + BINARY[13:],
         b"PROXY" + b" " * 200,
+        SIGNATURE + struct.pack("!BBH", 0x21, 0x11, 0xFFFF),  # more than anybody waits for
+        SIGNATURE + struct.pack("!BBH", 0x21, 0x31, 216) + b"\0" * 216,  # a Unix socket's
+        b"\r\n" + LINE,
     ],
 )
 async def test_a_balancers_connection_without_a_proper_header_is_dropped(first: bytes, pod: Origin) -> None:
@@ -159,6 +163,47 @@ async def test_a_strangers_header_is_no_request(header: bytes, on: bool, pod: Or
         if on:
             assert (await proxy.get(name())).status == 200
             check(pod.requests[0], "127.0.0.1", "http")
+
+
+@pytest.mark.parametrize("first", [LINE, BINARY], ids=["version 1", "version 2"])
+@pytest.mark.parametrize("second", [LINE, BINARY], ids=["version 1", "version 2"])
+async def test_of_two_headers_the_first_one_counts_and_the_second_is_no_request(
+    first: bytes, second: bytes, pod: Origin
+) -> None:
+    """Else whoever is behind a balancer could write the next one himself."""
+    forged = second.replace(VISITOR.encode(), b"203.0.113.9").replace(
+        ip_address(VISITOR).packed, ip_address("203.0.113.9").packed
+    )
+    async with front({POD: pod.port}, trusted_proxies=LOOPBACK, proxy_protocol=True) as proxy:
+        client = await proxy.client()
+        await client.send(first + forged + f"GET / HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode())
+        assert (await client.answer()).status == 400
+        assert await client.rest() == b""
+    assert not pod.requests
+
+
+@pytest.mark.parametrize(
+    ("line", "address", "scheme"),
+    [
+        # A stranger's, whose claims are as good as any stranger's.
+        (b"PROXY TCP4 198.51.100.9 198.51.100.1 1 2", "198.51.100.9", "http"),
+        (b"PROXY TCP6 ::ffff:198.51.100.9 ::1 1 2", "198.51.100.9", "http"),
+        (b"PROXY TCP6 2001:db8::9 ::1 1 2", "2001:db8::9", "http"),
+        # Another balancer's, and this one's own: they are trusted to say who is behind them.
+        (b"PROXY TCP4 127.0.0.9 198.51.100.1 1 2", VISITOR, "https"),
+        (b"PROXY UNKNOWN 203.0.113.9 203.0.113.9 1 2", VISITOR, "https"),
+    ],
+)
+async def test_whom_a_header_names_decides_whether_claims_count(
+    line: bytes, address: str, scheme: str, pod: Origin
+) -> None:
+    async with front({POD: pod.port}, trusted_proxies=LOOPBACK, proxy_protocol=True) as proxy:
+        client = await proxy.client()
+        await client.send(line + b"\r\n")
+        assert (await client.get(name(), extra=CLAIMS)).body == b"hello"
+    assert pod.requests[0].one("x-forwarded-for") == address
+    assert pod.requests[0].one("x-forwarded-proto") == scheme
+    assert "203.0.113.9" not in pod.requests[0].head.decode()
 
 
 async def test_a_header_that_does_not_come_is_not_waited_for_for_ever(pod: Origin) -> None:

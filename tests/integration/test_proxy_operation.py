@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -225,6 +226,29 @@ async def test_new_workers_that_cannot_live_change_nothing() -> None:
             assert b"nobody@" not in (await client.get(name(OTHER))).body
 
 
+async def test_a_machine_that_lets_nobody_fork_keeps_the_workers_it_has() -> None:
+    async with origin() as pod, running(pod) as proxy, Load(proxy, name()) as load:
+        before = proxy.children()
+        proxy.full.touch()
+        proxy.process.send_signal(signal.SIGHUP)
+        await until(lambda: "the old ones stay" in proxy.log.read_text())
+        assert proxy.children() == before
+        await load.more(SOME)
+        await load.aclose()
+        assert load.failures == []
+        os.kill(before[0], signal.SIGKILL)
+        await until(
+            lambda: f"worker 0 cannot be started: {os.strerror(errno.EAGAIN)}" in proxy.log.read_text()
+        )
+        visitors = [
+            asyncio.create_task(proxy.get(ZONE)) for _ in range(8)
+        ]  # some of them wait for its successor
+        proxy.full.unlink()
+        assert await asyncio.gather(*visitors) == [b"api  "] * 8
+        assert len(proxy.children()) == len(before)
+        assert await proxy.end() == 0
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 async def test_a_stop_answers_every_request_that_was_sent(tls: bool, tmp_path: Path) -> None:
     authority = Authority()
@@ -433,7 +457,7 @@ async def test_every_request_is_one_line_and_one_count_whichever_worker_served_i
             proxy.process.send_signal(signal.SIGHUP)
             await until(lambda: not any(map(alive, workers)))
         assert load.failures == []
-        await proxy.get(name(OTHER))
+        refused = json.loads(await proxy.get(name(OTHER)))
 
         async def counted() -> dict[str, float]:
             async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -451,7 +475,9 @@ async def test_every_request_is_one_line_and_one_count_whichever_worker_served_i
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert len(lines) == len({line["id"] for line in lines}) == load.answered + 1
         assert {worker_of(line["id"]) for line in lines if line["pod"] == POD} > set()
-        assert [line["refusal"] for line in lines if line["status"] == 404] == ["no_pod"]
+        assert [(line["refusal"], line["id"]) for line in lines if line["status"] == 404] == [
+            ("no_pod", refused["requestId"])
+        ]
         assert all(line["client"] == "127.0.0.1" for line in lines)
 
 

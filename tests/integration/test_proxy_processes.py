@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,27 @@ async def test_two_workers_serve_pods_and_the_api_and_privileges_were_dropped_fi
         assert await proxy.get(ZONE) == b"api  "
         assert await proxy.end() == 0
         assert "Traceback" not in proxy.log.read_text()
+
+
+async def test_a_name_in_a_handshake_that_is_none_ends_it_without_a_word_in_the_log(tmp_path: Path) -> None:
+    authority = Authority()
+    authority.issue(tmp_path / "host", ZONE, f"*.{ZONE}")
+    outgoing = ssl.MemoryBIO()
+    hello = authority.trust().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=f"zz.{ZONE}")
+    with pytest.raises(ssl.SSLWantReadError):
+        hello.do_handshake()
+    strange = outgoing.read().replace(b"zz." + ZONE.encode(), b"\xff\xfe." + ZONE.encode())
+    async with origin() as pod, running(pod, scheme="https", certificates=tmp_path) as proxy:
+        for _ in range(3):
+            stranger = await proxy.client()
+            await stranger.send(strange)
+            assert (await stranger.rest())[:1] == b"\x15"  # an alert
+        client = await proxy.client(tls=authority.trust())
+        assert (await client.get(ZONE)).body == b"api  "
+        await proxy.end()
+        told = proxy.log.read_text()
+        assert "UnicodeDecodeError" not in told
+        assert "Traceback" not in told
 
 
 async def test_a_stop_signal_lets_a_begun_request_finish_and_nothing_new_in() -> None:

@@ -145,6 +145,76 @@ async def test_the_way_to_https_names_a_port_that_is_not_the_usual_one(certifica
         assert answer.one("location") == f"https://{ZONE}:{proxy.port}/x"
 
 
+@pytest.mark.parametrize(
+    ("request_head", "location"),
+    [
+        ("GET / HTTP/1.0\r\nHost: {zone}", "https://{zone}/"),
+        ("HEAD /x HTTP/1.1\r\nHost: {zone}", "https://{zone}/x"),
+        ("PUT /x?y HTTP/1.1\r\nHost: {zone}:80\r\nContent-Length: 0", "https://{zone}/x?y"),
+        ("OPTIONS * HTTP/1.1\r\nHost: {zone}", "https://{zone}/"),
+        ("GET http://{zone}/x HTTP/1.1\r\nHost: {zone}", "https://{zone}/x"),
+        ("GET https://{zone}/x HTTP/1.1\r\nHost: {zone}", "https://{zone}/x"),
+        ("GET //evil.example/x HTTP/1.1\r\nHost: {zone}", "https://{zone}//evil.example/x"),
+        ("GET /@evil.example HTTP/1.1\r\nHost: {zone}", "https://{zone}/@evil.example"),
+        ("GET /%0d%0aX:y HTTP/1.1\r\nHost: {zone}", "https://{zone}/%0d%0aX:y"),
+        ("GET / HTTP/1.1\r\nHost: {ZONE}.", "https://{zone}/"),
+        ("GET / HTTP/1.1\r\nHost: [::1]:80", "https://[::1]/"),
+        ("GET / HTTP/1.1\r\nHost: 127.0.0.1", "https://127.0.0.1/"),
+        ("GET / HTTP/1.1\r\nHost: evil.example", None),
+        ("GET / HTTP/1.1\r\nHost: {zone}@evil.example", None),
+        ("GET / HTTP/1.1\r\nHost: {zone}\r\nX-Forwarded-Host: evil.example", "https://{zone}/"),
+    ],
+)
+async def test_the_way_to_https_leads_to_a_name_of_this_host_and_nowhere_else(
+    request_head: str, location: str | None, certificates: Path
+) -> None:
+    async with front(scheme="https", public_port=443, certificates=certificates, redirect=True) as proxy:
+        client = await proxy.client(port=proxy.config.redirect_port)
+        await client.send((request_head.format(zone=ZONE, ZONE=ZONE.upper()) + "\r\n\r\n").encode())
+        answer = await client.answer(method=request_head.partition(" ")[0])
+        if location is None:
+            assert answer.status in (400, 421)
+            assert not answer.has("location")
+        else:
+            assert answer.status == 308  # a method and its body stay what they are, RFC 9110 section 15.4.9
+            assert answer.one("location") == location.format(zone=ZONE)
+        assert not answer.has("x")
+
+
+async def test_who_speaks_another_protocol_is_told_which_one_is_spoken(
+    certificates: Path, authority: Authority
+) -> None:
+    async with front(scheme="https", certificates=certificates) as proxy:
+        trust = authority.trust()
+        trust.set_alpn_protocols(["h2"])
+        client = await proxy.client(tls=trust)
+        await client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        answer = await client.answer()
+        assert answer.status == 505
+        assert b"HTTP/1.1 and HTTP/1.0" in answer.body
+        assert await client.rest() == b""
+
+
+async def test_who_gives_another_name_than_he_asks_for_is_shown_the_first_certificate(
+    certificates: Path, authority: Authority
+) -> None:
+    authority.issue(certificates / "zzz", "other.example")
+    async with front(scheme="https", certificates=certificates) as proxy:
+        trust = authority.trust()
+        trust.check_hostname = False
+        for server_name in ("stranger.example", "127.0.0.1", "other.example"):
+            client = await proxy.client(tls=trust, server_name=server_name)
+            found = client.writer.get_extra_info("ssl_object").getpeercert()["subjectAltName"]
+            assert ("DNS", "other.example" if server_name == "other.example" else ZONE) in found
+            assert (await client.get(ZONE)).body == b"api"
+
+
+async def test_a_plain_host_says_nothing_of_https(pod: Origin) -> None:
+    async with front({POD: pod.port}, hsts=HOUR) as proxy:
+        for host in (name(), ZONE, name(OTHER)):
+            assert not (await proxy.get(host)).has("strict-transport-security")
+
+
 async def test_browsers_are_told_to_come_back_by_https_with_every_answer(
     certificates: Path, authority: Authority
 ) -> None:

@@ -2,8 +2,7 @@
 
 One row per MUST or MUST NOT, in our words, with bytes a visitor sends, bytes a pod answers, and what must
 be seen on both sides. `test_http_conformance.py` runs every row over real sockets; docs/http-conformance.md
-is written from this table. What binds only user agents, origin servers, caches or tunnels of their own
-making, and TLS, is not here.
+is written from this table. `others.py` has what takes another kind of test, and what is not ours.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.integration.http_requirements import bodies, connections, intermediaries, messages
+from tests.integration.http_requirements.others import ELSEWHERE, EXEMPT
 from tests.integration.http_requirements.row import Requirement
 
 REQUIREMENTS: Final = (*messages.ROWS, *bodies.ROWS, *connections.ROWS, *intermediaries.ROWS)
@@ -24,7 +24,7 @@ def render() -> str:
         "Each MUST and MUST NOT of RFC 9112 and RFC 9110 that binds an intermediary, in our words, and what",
         "is sent over a real socket to see it kept. `tests/integration/test_http_conformance.py` runs every",
         "row against a running front door with a recording pod behind it; this page is written from the same",
-        "table by `make docs`. What binds user agents, origin servers or caches only is not here.",
+        "table by `make docs`. Below it: requirements that other tests keep, and those that are not ours.",
         "",
         "| RFC, section | level | what it demands | a visitor sends | a pod answers | seen |",
         "|---|---|---|---|---|---|",
@@ -33,8 +33,28 @@ def render() -> str:
         says = row.says + (f" **{row.note}**" if row.note else "")
         pod = _shown(row.pod) if row.reaches_pod else "is not asked"
         cells = (row.section, row.level, says, _shown(row.visitor), pod, _seen(row))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(_line(*cells))
+    lines += (
+        "",
+        "## Kept by other tests",
+        "",
+        "| RFC, section | level | what it demands | test |",
+        "|---|---|---|---|",
+    )
+    lines += [_line(kept.section, kept.level, kept.says, f"`tests/{kept.test}`") for kept in ELSEWHERE]
+    lines += (
+        "",
+        "## Not ours",
+        "",
+        "| RFC, section | what it is about | why it asks nothing here |",
+        "|---|---|---|",
+    )
+    lines += [_line(*exempt) for exempt in EXEMPT]
     return "\n".join(lines) + "\n"
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _seen(row: Requirement) -> str:

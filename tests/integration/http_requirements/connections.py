@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tests.harness.origin import ANSWER
-from tests.integration.http_requirements.row import LENGTH, Requirement, answer, get, post
+from tests.integration.http_requirements.row import LENGTH, Requirement, answer, get, post, refused
 
 ROWS: Final = (
     # Connections.
@@ -121,5 +121,29 @@ ROWS: Final = (
         pod=b"HTTP/1.1 100 Continue\r\n\r\n",
         pod_ends=True,
         visitor_gets=(b"HTTP/1.1 100 ", b"HTTP/1.1 502 "),
+    ),
+    Requirement(
+        "9112 9.3.1",
+        "SHOULD NOT",
+        "What was sent again is not sent a third time.",
+        get() + get(line=b"GET /again HTTP/1.1"),
+        pod_answers=(ANSWER, b"", b""),
+        visitor_gets=(b"hello", b"HTTP/1.1 502 "),
+        pod_connections=2,
+    ),
+    refused(
+        "9112 9.6",
+        "MUST NOT",
+        "Nothing after our own `close` is a request.",
+        get(b"Bad Field: x") + get(line=b"GET /second HTTP/1.1"),
+    ),
+    Requirement(
+        "9112 9.6",
+        "MUST NOT",
+        "Nor where it says so in capitals and among others.",
+        get() + get(line=b"GET /second HTTP/1.1"),
+        pod_answers=(answer(LENGTH, b"Connection: CLOSE, x"), answer(LENGTH, body=b"whole")),
+        visitor_gets=(b"hello", b"whole"),
+        pod_connections=2,
     ),
 )

@@ -480,7 +480,7 @@ def open_path() -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     ("module", "verdict", "said"),
-    [("_ssl", Verdict.OK, "compiled"), ("codius_proxy.access_log", Verdict.WARN, "interpreted")],
+    [("_ssl", Verdict.OK, "compiled"), ("codius_proxy.log_file", Verdict.WARN, "interpreted")],
 )
 def test_a_data_path_that_is_interpreted_is_told(
     module: str, verdict: Verdict, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

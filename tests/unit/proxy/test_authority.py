@@ -47,6 +47,8 @@ def test_a_host_value_is_read(value: str, expected: Authority) -> None:
         ":80",
         "a:0",
         "a:65536",
+        "a:080",
+        "a:00",
         "a:+1",
         "a:１",
         "a:80:80",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from codius_proxy.chunked import LAST_CHUNK, ChunkedBody, encode_chunk
+from codius_proxy.chunked import LAST_CHUNK, MAX_EXTENSIONS, ChunkedBody, encode_chunk
 from codius_proxy.fields import HttpError
 
 
@@ -99,6 +99,9 @@ def test_what_we_encode_is_read_back(parts: list[bytes], after: bytes) -> None:
         b"0\r\nContent-Length: 1\r\n",
         b"0\r\nTransfer_Encoding: x\r\n",
         b"0\r\nX-Forwarded-For: x\r\n",
+        b"0\r\nX.Real.IP: x\r\n",
+        b"0\r\nProxy: x\r\n",
+        b"0\r\nKeep-Alive: x\r\n",
         b"0\r\nX : y\r\n",
         b"0\r\n fold\r\n",
         b"0\r\nX: \x00\r\n",
@@ -110,6 +113,20 @@ def test_what_we_encode_is_read_back(parts: list[bytes], after: bytes) -> None:
 def test_a_broken_chunked_body_is_refused(data: bytes) -> None:
     assert feed_all([data]) == "refused"
     assert feed_all([data[n : n + 1] for n in range(len(data))]) == "refused"
+
+
+def test_extensions_may_be_no_longer_than_what_they_extend() -> None:
+    extended = b";x=" + b"y" * 100
+    small = b"1" + extended + b"\r\na\r\n"
+    assert feed_all([small * (MAX_EXTENSIONS // 200)]) != "refused"
+    assert feed_all([small * (MAX_EXTENSIONS // 100)]) == "refused"
+    # A signature with each large chunk is nothing to be afraid of, however many they are.
+    assert feed_all([b"400" + extended + b"\r\n" + b"a" * 1024 + b"\r\n"] * 500) != "refused"
+    # Data that came make up for extensions that came before, and not for those that come later.
+    data = b"10000\r\n" + b"a" * 65536 + b"\r\n"
+    most = small * (MAX_EXTENSIONS // 103)
+    assert feed_all([most, data, most, data]) != "refused"
+    assert feed_all([data, most, small * 2]) == "refused"
 
 
 def test_no_byte_of_a_broken_chunk_line_is_passed_on() -> None:

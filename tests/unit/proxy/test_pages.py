@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
 
 import pytest
 
-from codius_proxy.pages import REASONS, Refusal, render
+from codius_proxy.pages import REASONS, Refusal, http_date, render
 
 EVIL = Refusal(404, "<script>alert(1)</script> & {braces}", "")
 
@@ -69,6 +70,20 @@ def test_a_redirect_says_where_to() -> None:
     )
     assert b"\r\nLocation: https://host.example/\r\n" in head
     assert head.endswith(b"\r\nX-Ours: 1\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+        (784887151, "Tue, 15 Nov 1994 08:12:31 GMT"),
+        (951782400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+        (4102444799, "Thu, 31 Dec 2099 23:59:59 GMT"),
+    ],
+)
+def test_a_date_is_written_in_the_one_format_there_is(seconds: int, shown: str) -> None:
+    assert http_date(seconds) == shown
+    assert parsedate_to_datetime(shown).timestamp() == seconds
 
 
 @pytest.mark.parametrize("status", sorted(REASONS))

@@ -16,7 +16,6 @@ CASES: dict[str, tuple[Refusal, int]] = {
     "host_starting": (refusals.host_starting(), 503),
     "host_crowded": (refusals.host_crowded(), 503),
     "unknown_name": (refusals.unknown_name("x.example", "host.example", HOST), 421),
-    "malformed": (refusals.malformed_name("it is empty", HOST), 400),
     "no_pod": (refusals.no_pod(POD, HOST), 404),
     "pod_gone": (refusals.pod_gone(POD, HOST), 404),
     "pod_stopped": (refusals.pod_stopped(POD, Notice(False, "Malware."), HOST), 410),

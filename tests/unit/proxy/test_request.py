@@ -115,6 +115,36 @@ def test_an_offer_to_upgrade_is_passed_on_only_when_it_is_sound(raw: bytes, upgr
 
 
 @pytest.mark.parametrize(
+    ("fields", "html"),
+    [
+        ((), False),
+        (("Accept: */*",), False),
+        (("Accept: application/json, text/plain, */*",), False),
+        (("Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",), True),
+        (("Accept: text/*",), False),  # not HTML by its name: a program that takes whatever comes
+        (("Accept: TEXT/HTML",), True),
+        (("Accept: text/html;q=0",), False),
+        (("Accept: text/html;q=0.000, */*",), False),
+        (("Accept: text/html;q=0.1, */*",), False),
+        (("Accept: application/json, text/html;q=0.9",), False),
+        (("Accept: application/json;q=0.9 , text/html ; q=0.9",), True),
+        (("Accept: application/json;q=0.1, application/*, text/html;q=0.5",), True),
+        (("Accept: application/*, text/html;q=0.5",), False),
+        (("Accept: text/html;level=1;Q=0.3, */*;q=0.2",), True),
+        (("Accept: text/html;q=2, */*",), True),  # no weight at all
+        (("Accept: text/html;q=0.5", "Accept: application/json"), False),
+        (("Accept: application/json;q=0.5", "accept: text/html"), True),
+        (("Accept: ,;,text/html;;q=;", "Accept:"), True),
+        (("Accept: x/text/html",), False),
+    ],
+)
+def test_a_page_is_for_who_asks_for_html_no_less_than_for_json(fields: tuple[str, ...], html: bool) -> None:
+    head = parse_request(request(*fields))
+    assert head.html is html
+    assert all(field.encode() in head.fields for field in fields)
+
+
+@pytest.mark.parametrize(
     ("line", "target"),
     [
         ("GET /x HTTP/1.1", b"/x"),
@@ -208,6 +238,13 @@ REFUSED = [
     (400, b""),
     (501, request(line="CONNECT h.example:443 HTTP/1.1")),
     (501, request(line="X" * 33 + " / HTTP/1.1")),
+    (501, request(line="connect / HTTP/1.1")),
+    (501, request(line="Trace / HTTP/1.1")),
+    (400, request("Expect: 100-continue", "Expect: 100-continue", "Content-Length: 1")),
+    (400, request("Content.Length: 1")),
+    (400, request("transfer~encoding: chunked")),
+    (400, request(host="h.example:080")),
+    (400, request(host="user@h.example")),
     (505, request(line="GET / HTTP/2.0")),
     (505, request(line="GET / HTTP/1.2")),
     (505, request(line="GET / HTTP/0.9")),
@@ -284,7 +321,7 @@ def test_no_bytes_escape_the_request_parser_and_what_it_renders_it_reads_the_sam
     again = parse_request(rendered[:-4])
     assert (again.method, again.target, again.host) == (head.method, head.target, head.host)
     assert (again.length, again.chunked, again.upgrade) == (head.length, head.chunked, head.upgrade)
-    assert again.fields.replace(b"\r\nVia: 1.1 codius", b"", 1) == head.fields
+    assert again.fields.replace(b"\r\nVia: 1.%d codius" % head.minor, b"", 1) == head.fields
 
 
 def test_a_bound_holds_for_what_was_read_under_a_wider_one_before() -> None:
@@ -308,11 +345,16 @@ def test_a_bound_holds_for_what_was_read_under_a_wider_one_before() -> None:
 
 @pytest.mark.parametrize(
     ("buffer", "status"),
-    [(b"GET /" + b"x" * 200, 414), (b"GET / HTTP/1.1\r\nX: " + b"y" * 200 + b"\r\n\r\n", 431)],
+    [
+        (b"GET /" + b"x" * 200, 414),
+        (b"GET /" + b"x" * 200 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * 200 + b"\r\n\r\n", 431),
+    ],
 )
-def test_a_heads_bounds_are_the_callers(buffer: bytes, status: int) -> None:
+@pytest.mark.parametrize("line", [50, 500], ids=["of a line", "of the head alone"])
+def test_a_heads_bounds_are_the_callers(buffer: bytes, status: int, line: int) -> None:
     with pytest.raises(HttpError) as caught:
-        find_head_end(buffer, bounds=Bounds(head=100, line=50))
+        find_head_end(buffer, bounds=Bounds(head=100, line=line))
     assert caught.value.status == status
 
 
