@@ -25,6 +25,7 @@ TOKEN_ONLY: Final = re.compile(TOKEN)
 BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 FIELD: Final = re.compile(rb"(" + TOKEN + rb"):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)")
 _VALUE_BYTES: Final = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+MAX_ACCEPT: Final = 1024  # bytes that are read of what a visitor would like; browsers send 150
 _WEIGHT: Final = re.compile(rb"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 _JSON_RANGES: Final = (b"application/json", b"application/*", b"*/*")  # the first that is named counts
 _PROTOCOL: Final = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?")
@@ -127,9 +128,16 @@ _RESPONSE_KINDS: Final[Mapping[bytes, Kind]] = MappingProxyType(
 )
 
 
-_ALIKE: Final = bytes(
-    [ord(chr(byte).lower()) if byte < 0x80 and chr(byte).isalnum() else ord("-") for byte in range(256)]
-)
+_NO_TOKEN: Final = 0  # what `alike` makes of bytes that no name may have
+
+
+def _fold(byte: int) -> int:
+    if byte not in TOKEN_BYTES:
+        return _NO_TOKEN
+    return ord(chr(byte).lower()) if chr(byte).isalnum() else ord("-")
+
+
+_ALIKE: Final = bytes(map(_fold, range(256)))
 
 
 def alike(name: bytes) -> bytes:
@@ -151,19 +159,17 @@ class NameMemo(dict[bytes, Kind | None]):
 
     def __init__(self, kinds: Mapping[bytes, Kind], *, from_visitor: bool) -> None:
         super().__init__()
-        self._kinds = kinds
+        self._kinds = dict(kinds)
         self._from_visitor = from_visitor
 
     def __missing__(self, name: bytes) -> Kind | None:
-        # What is left at its ends is no token's. A regex takes three times as long; floods bring new names.
-        if not name or name.strip(TOKEN_BYTES):
+        same = alike(name)  # a regex takes three times as long; floods bring new names
+        if not name or _NO_TOKEN in same:
             raise HttpError(400, why_no_name(name))
         lowered = name.lower()
         kind = self._kinds.get(lowered)
-        if kind is None:
-            same = alike(name)
-            if same != lowered or same.startswith(CLAIMS):
-                kind = self._classify(lowered, same)
+        if kind is None and (same != lowered or same.startswith(CLAIMS)):
+            kind = self._classify(lowered, same)
         if len(name) <= MEMO_NAME_LENGTH:
             if len(self) >= MEMO_NAMES:
                 self.clear()
@@ -249,7 +255,7 @@ def tokens(value: bytes) -> frozenset[bytes]:
 
 def prefers_html(accept: bytes) -> bool:
     """Whether an Accept field names HTML, and JSON no sooner: RFC 9110 section 12.5.1."""
-    lowered = accept.lower()
+    lowered = accept[:MAX_ACCEPT].lower()
     if b"text/html" not in lowered:
         return False
     weights: dict[bytes, float] = {}

@@ -45,7 +45,8 @@ _VIA: Final = b"\r\nVia: 1.1 codius\r\n"
 _VIA_1_0: Final = b"\r\nVia: 1.0 codius\r\n"
 
 # No fragment in a target, no octet outside ASCII: what one parser escapes another may not.
-_TARGET_BYTES: Final = bytes({*range(0x21, 0x7F)} - {ord("#")})
+_TARGET_BYTES: Final = frozenset(range(0x21, 0x7F)) - {ord("#")}
+_TARGET_ONLY: Final = bytes([byte if byte in _TARGET_BYTES else byte ^ 0xFF for byte in range(256)])
 _REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") ([\x21\x22\x24-\x7e]++) HTTP/([0-9])\.([0-9])")
 _COMMON: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 _ABSOLUTE: Final = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?+://([^/?]*+)(.*+)")
@@ -177,7 +178,7 @@ def parse_request(head: bytes, bounds: Bounds = DEFAULT) -> RequestHead:
         and words[2] == b"HTTP/1.1"
         and words[0] in _COMMON
         and words[1]
-        and not words[1].translate(None, _TARGET_BYTES)
+        and words[1].translate(_TARGET_ONLY) == words[1]
     ):
         method, target, digit = words[0], words[1], b"1"
     else:
@@ -194,7 +195,7 @@ def parse_request(head: bytes, bounds: Bounds = DEFAULT) -> RequestHead:
     if len(target) > bounds.line:
         raise HttpError(414, f"The request target is longer than {bounds.line} bytes.")
     block = head[len(line) :]
-    framing = remembered_blocks.get(block)
+    framing = remembered_blocks.get(block) if len(block) <= MEMO_BLOCK_LENGTH else None
     if framing is None:
         framing = _parse_block(block, bounds)
     minor = 1 if digit == b"1" else 0

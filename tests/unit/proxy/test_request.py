@@ -132,6 +132,7 @@ def test_an_offer_to_upgrade_is_passed_on_only_when_it_is_sound(raw: bytes, upgr
         (("Accept: application/*, text/html;q=0.5",), False),
         (("Accept: text/html;level=1;Q=0.3, */*;q=0.2",), True),
         (("Accept: text/html;q=2, */*",), True),  # no weight at all
+        (("Accept: " + "a/b," * 300 + "text/html",), False),  # longer than anybody reads
         (("Accept: text/html;q=0.5", "Accept: application/json"), False),
         (("Accept: application/json;q=0.5", "accept: text/html"), True),
         (("Accept: ,;,text/html;;q=;", "Accept:"), True),
