@@ -106,10 +106,10 @@ class TargetConnection(Endpoint):
     ) -> None:
         """Send a request's head and what there is of its body. `decode`: give content without chunks."""
         self._asker = asker
-        self._state = _HEAD
         self._received = False
         self._reader.begin(method, upgrade, decode=decode)
         self.write(payload)
+        self._state = _HEAD  # what came before a first write that fails is no answer, RFC 9112 section 9.2
 
     def write(self, data: bytes) -> None:
         if self._channel is not None and not self._channel.closing:
@@ -230,6 +230,11 @@ class TargetConnection(Endpoint):
     def resume_writing(self) -> None:
         if self._asker is not None:
             self._asker.target_blocked_changed(False)
+
+    def writing_failed(self) -> bool:
+        """It may have answered early and closed: the request's rest is given up, not its answer."""
+        self._reader.clean = False
+        return self._state is _HEAD or self._state is _BODY
 
     def _read_head(self, asker: Asker) -> None:
         reader = self._reader
