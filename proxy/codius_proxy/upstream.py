@@ -129,12 +129,14 @@ class TargetConnection(Endpoint):
     def release(self) -> None:
         """The exchange is over on both sides: keep the connection when nothing speaks against it."""
         self._asker = None
-        if self._state is _DONE and self._reader.clean and self._channel is not None:
+        channel = self._channel
+        # Bytes may wait where a target answered early: it may have no mind to read them.
+        if self._state is _DONE and self._reader.clean and channel is not None and not channel.waiting:
             self._state = _IDLE
             self.reused = True
             if not self._reading:
                 self.hold(False)
-            if not self._channel.closing:
+            if not channel.closing:
                 self._pool.put(self)
                 return
         self.abort()
@@ -211,6 +213,7 @@ class TargetConnection(Endpoint):
             self._state = _DONE
             if self._asker is not None:
                 self._asker.response_body(b"", True)
+        self.break_off()  # whatever is still to be sent: no answer to it can come
         return False
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import h11
 import pytest
 
+from codius_proxy.config import Timeouts
 from tests.harness.front import OTHER, POD, ZONE, front, name
 from tests.harness.origin import ANSWER, DEADLINE, Line, origin
 
@@ -17,8 +18,14 @@ KIB = 1024
 MIB = 1024 * KIB
 SMUGGLED = f"GET /smuggled HTTP/1.1\r\nHost: {name(OTHER)}\r\n\r\n".encode()
 LAST = f"GET /last HTTP/1.1\r\nHost: {ZONE}\r\nConnection: close\r\n\r\n".encode()
+STEP = 0.02
+"""Seconds between two bytes of a slow pod: its pace, not a wait for anything."""
+STEPS = 200
+QUIET = 0.2
+"""Seconds after which what has not moved is stuck."""
 TEXT = b"no, and " * 5 * KIB  # more than is read at once, and less than a kernel takes unread
 TOO_LARGE = b"HTTP/1.1 413 Too Large\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
@@ -240,3 +247,146 @@ async def test_the_api_may_answer_before_the_bodys_end_and_hang_up_too() -> None
                 await hung_up.wait()
         got, ended = await conversation
         assert judge(got, ended=ended)[:2] == (413, TEXT)
+
+
+# Answers without an end, and answers that are none.
+
+
+@pytest.mark.parametrize(
+    ("start", "again"),
+    [
+        (b"HTTP/1.1 200 ", b"OK"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+        (b"HTTP/1.1 200 OK\n", b"X: y\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"),
+        (CHUNKED + b"1", b"0"),
+        (CHUNKED + b"1;x=", b"y"),
+        (CHUNKED + b"0\r\n", b"X: y\r\n"),
+        (CHUNKED + b"0\r\nX: ", b"y"),
+    ],
+    ids=[
+        "reason", "fields", "a field", "fields with bare LF", "100", "103", "chunk size", "chunk extension",
+        "trailer", "a trailer field",
+    ],
+)  # fmt: skip
+async def test_what_has_no_end_is_ended(start: bytes, again: bytes) -> None:
+    ended = asyncio.Event()
+
+    async def script(line: Line) -> None:
+        await line.read_head()
+        try:
+            await line.send(start)
+            while True:
+                await line.send(again * (16 * KIB // len(again)))
+        finally:
+            ended.set()
+
+    async with origin(script) as pod, front({POD: pod.port}) as proxy, connected(proxy.port) as visitor:
+        head = f"POST / HTTP/1.1\r\nHost: {name()}\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\nhi"
+        got, _ = await converse(visitor, head.encode() + LAST)
+        async with asyncio.timeout(DEADLINE):
+            await ended.wait()
+        if got.startswith(b"HTTP/1.1 200 "):  # the answer began before its fault was seen
+            with pytest.raises(h11.RemoteProtocolError):
+                judge(got, ended=True)
+        else:
+            assert judge(got, ended=True)[0] == 502
+            assert got.endswith(b"api")
+        assert len(got) < 8 * KIB
+
+
+async def test_a_pod_that_shuts_its_side_without_an_answer_is_not_waited_for() -> None:
+    """Whatever it has still to read: no answer can come."""
+    stuck = asyncio.Event()
+
+    async def script(line: Line) -> None:
+        if line.number > 1:
+            await stuck.wait()
+        line.writer.write_eof()
+        await asyncio.Event().wait()
+
+    async with origin(script) as pod, front({POD: pod.port}) as proxy:
+        assert (await proxy.get(name())).status == 502
+        client = await proxy.client()
+        client.writer.write(
+            f"POST / HTTP/1.1\r\nHost: {name()}\r\nContent-Length: {64 * MIB}\r\n\r\n".encode()
+        )
+        client.writer.write(b"x" * 64 * MIB)
+        before = -1
+        while before != (before := client.writer.transport.get_write_buffer_size()):
+            await asyncio.sleep(QUIET)
+        assert before > 32 * MIB
+        stuck.set()
+        assert (await client.answer()).status == 502
+
+
+async def test_a_pod_that_does_not_read_gets_its_visitor_504() -> None:
+    async def script(_: Line) -> None:
+        await asyncio.Event().wait()
+
+    async with (
+        origin(script) as pod,
+        front({POD: pod.port}, timeouts=Timeouts(body=0.3)) as proxy,
+        connected(proxy.port) as visitor,
+    ):
+        head = f"POST / HTTP/1.1\r\nHost: {name()}\r\nContent-Length: {32 * MIB}\r\n\r\n".encode()
+        got, _ = await converse(visitor, head + b"x" * 32 * MIB)
+        status, page, _ = judge(got, ended=True)
+        assert status == 504
+        assert b"It took no more of the request" in page
+        assert b"Connection: close" in got
+
+
+async def test_a_pod_that_reads_byte_by_byte_gets_its_visitor_504() -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.setblocking(False)
+        table, timeouts = {POD: listening.getsockname()[1]}, Timeouts(body=10 * STEP)
+        async with front(table, timeouts=timeouts) as proxy, connected(proxy.port) as visitor:
+            head = f"POST / HTTP/1.1\r\nHost: {name()}\r\nContent-Length: {32 * MIB}\r\n\r\n".encode()
+            conversation = asyncio.create_task(converse(visitor, head + b"x" * 32 * MIB))
+            pod, _ = await loop.sock_accept(listening)
+            with pod:
+                for _ in range(STEPS):
+                    with contextlib.suppress(ConnectionError):
+                        await loop.sock_recv(pod, 1)
+                    await asyncio.wait((conversation,), timeout=STEP)
+                    if conversation.done():
+                        break
+                else:
+                    pytest.fail(f"{STEPS} bytes were taken, one by one")
+            got, _ = await conversation
+            assert judge(got, ended=True)[0] == 504
+
+
+async def test_a_pod_whose_head_trickles_gets_its_visitor_504() -> None:
+    async def script(line: Line) -> None:
+        await line.read_head()
+        await line.send(b"HTTP/1.1 200 OK\r\nX: ")
+        while True:
+            await line.send(b"y")
+            await asyncio.sleep(STEP)
+
+    async with origin(script) as pod, front({POD: pod.port}, timeouts=Timeouts(first_byte=0.2)) as proxy:
+        assert (await proxy.get(name())).status == 504
+
+
+@pytest.mark.parametrize(
+    "first", [b"SSH-2.0-OpenSSH_9.2\r\n", b"220 mail ESMTP\r\n", b"\x00\x00\x06\x04\x00"]
+)
+async def test_a_pod_that_speaks_first_and_no_http_gets_its_visitor_502(first: bytes) -> None:
+    async def script(line: Line) -> None:
+        await line.send(first)
+        await line.reader.read()
+
+    async with origin(script) as pod, front({POD: pod.port}) as proxy:
+        client = await proxy.client()
+        for number in range(2):
+            assert (await client.get(name())).status == 502
+            assert pod.connections == number + 1
+        assert (await client.get(ZONE)).body == b"api"
