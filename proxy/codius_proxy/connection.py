@@ -384,7 +384,11 @@ class VisitorConnection(Endpoint):
     def _take_turn(self) -> None:
         self._queued = False
         if self._state is _HEAD:
-            self._advance(turn=True)
+            try:
+                self._advance(turn=True)
+            except Exception:
+                self.cut()  # a mistake of ours is the end of this connection only, as in its channel
+                raise
 
     def _begin(self) -> bool:
         """Read one request and send it on its way; False when its head is not complete."""

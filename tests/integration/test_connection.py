@@ -45,6 +45,15 @@ def make_site(observer: Observer) -> Site:
     return Site(config, RouteTable(), observer, "test")
 
 
+class Mistaken(Counting):
+    """Fails whoever tells it, once."""
+
+    def visited(self, visit: Visit) -> None:
+        super().visited(visit)
+        if self.visits == 1:
+            raise RuntimeError("a mistake")
+
+
 @pytest.mark.parametrize("first", [b"", TO_API], ids=["at once", "behind another one"])
 @pytest.mark.parametrize(("request_", "many"), [(SMALL, 1500), (LONG, 150)], ids=["small", "long"])
 @pytest.mark.parametrize("reads", [True, False], ids=["it reads", "it reads late"])
@@ -96,4 +105,22 @@ async def test_what_waits_for_its_turn_when_the_visitor_has_said_all_gets_it() -
         answers = await take_all(theirs)
     assert answers.count(b"HTTP/1.1 421 ") == many
     assert await site.emptied(DEADLINE)
+    await site.aclose()
+
+
+@pytest.mark.parametrize("request_", [SMALL, LONG], ids=["at once", "in its turn"])
+@on_front_loop
+async def test_a_mistake_of_ours_ends_the_connection_and_is_reported(request_: bytes) -> None:
+    reported: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: reported.append(str(context["exception"]))
+    )
+    site = make_site(Mistaken())
+    ours, theirs = tcp_pair()
+    with theirs:
+        Channel(ours, VisitorConnection(site, Entrance("http")), theirs.getsockname())
+        theirs.send(request_)
+        assert (await take_all(theirs)).startswith(b"HTTP/1.1 421 ")
+    assert await site.emptied(DEADLINE)
+    assert reported == ["a mistake"]
     await site.aclose()

@@ -249,6 +249,41 @@ async def test_the_api_may_answer_before_the_bodys_end_and_hang_up_too() -> None
         assert judge(got, ended=ended)[:2] == (413, TEXT)
 
 
+@pytest.mark.parametrize("how", ["closes", "resets"])
+@pytest.mark.parametrize("whose", ["pod's", "visitor's"])
+async def test_last_words_pass_a_tunnel_though_whoever_said_them_reads_no_more(how: str, whose: str) -> None:
+    """Both speak at once, and one of them hangs up."""
+
+    async def script(line: Line) -> None:
+        await line.read_head()
+        await line.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+        pods.set_result(line)
+        await asyncio.Event().wait()
+
+    pods: asyncio.Future[Line] = asyncio.get_running_loop().create_future()
+    async with origin(script) as pod, front({POD: pod.port}) as proxy:
+        client = await proxy.client()
+        head = f"GET / HTTP/1.1\r\nHost: {name()}\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+        await client.send(head.encode())
+        assert (await client.head()).status == 101
+        theirs = await pods
+        ours = Line(client.reader, client.writer, 0)
+        speaker, listener = (theirs, ours) if whose == "pod's" else (ours, theirs)
+        async with proxy.held():
+            await listener.send(b"x")
+            await speaker.send(TEXT)
+            if how == "closes":
+                speaker.writer.write_eof()
+                speaker.shut()
+            else:
+                speaker.reset()
+            await speaker.gone()
+        async with asyncio.timeout(DEADLINE):
+            assert await listener.reader.readexactly(len(TEXT)) == TEXT
+            if how == "closes":
+                assert await listener.reader.read() == b""
+
+
 # Answers without an end, and answers that are none.
 
 
