@@ -28,7 +28,6 @@ from codius_proxy.visit import End, Visit
 
 MAX_AHEAD: Final = 64 * 1024  # bytes held of what a visitor sends before its turn, plus one read
 LARGE: Final = 4 * 1024  # bytes of requests; of more each waits for its turn, and others do not wait for all
-MAX_LINGER: Final = 1024 * 1024  # bytes thrown away after the last answer
 
 
 class _State(Enum):
@@ -138,10 +137,7 @@ class VisitorConnection(Endpoint):
                 self.regulate()
             else:
                 self._more_body(len(data))
-        elif state is _LINGER:
-            self._swallowed += len(data)
-            if self._swallowed > MAX_LINGER:
-                self._channel.abort()
+        # What comes after the last answer is thrown away, for as long as `linger` says.
 
     def eof_received(self) -> bool:
         self.eof = True
@@ -455,7 +451,6 @@ class VisitorConnection(Endpoint):
             return
         self._state = _LINGER
         self.reader.waiting = b""
-        self._swallowed = 0
         self._channel.write_eof()
         self.regulate()
         self._wait_for_the_rest()

@@ -163,6 +163,29 @@ async def test_the_answer_of_a_pod_that_did_not_wait_for_the_body_and_hung_up_ar
         assert pod.connections == 2
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["a pod's answer", "our own"])
+async def test_a_visitor_that_reads_when_it_has_sent_all_gets_the_answer_that_came_early(known: bool) -> None:
+    """As simple clients do. A connection that was closed meanwhile would be reset, and the answer gone."""
+
+    async def script(line: Line) -> None:
+        await line.read_head()
+        await line.send(TOO_LARGE + b"Content-Length: 2\r\n\r\nno")
+        line.reset()
+
+    async with (
+        origin(script) as pod,
+        front({POD: pod.port} if known else {}) as proxy,
+        connected(proxy.port) as visitor,
+    ):
+        head = f"POST / HTTP/1.1\r\nHost: {name()}\r\nContent-Length: {8 * MIB}\r\n\r\n".encode()
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(DEADLINE):
+            await loop.sock_sendall(visitor, head + b"x" * 8 * MIB)
+        got, ended = await converse(visitor, b"")
+        assert judge(got, ended=ended)[0] == (413 if known else 404)
+        assert ended
+
+
 async def test_a_connection_that_took_no_more_serves_no_second_request_even_of_the_same_visitor() -> None:
     """The rest of a body, and a request that may not be sent twice behind it, come with the reset."""
     asked, go, hung_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
