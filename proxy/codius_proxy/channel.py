@@ -46,6 +46,10 @@ class Endpoint:
     def pause_writing(self) -> None: ...
     def resume_writing(self) -> None: ...
 
+    def writing_failed(self) -> bool:
+        """The other side takes no more bytes: whether those that came from it before are still wanted."""
+        return False
+
 
 class Channel:
     """A stream socket that is connected, and the endpoint that hears from it.
@@ -55,8 +59,9 @@ class Channel:
     """
 
     __slots__ = (
-        "_backlog", "_bulk", "_closing", "_ended", "_endpoint", "_events", "_file", "_full", "_hearing",
-        "_loop", "_lost", "_poller", "_receive", "_send", "_shut", "_size", "_socket", "_waiting", "peer",
+        "_backlog", "_bulk", "_closing", "_ended", "_endpoint", "_error", "_events", "_file", "_full",
+        "_hearing", "_loop", "_lost", "_poller", "_receive", "_send", "_shut", "_size", "_socket", "_waiting",
+        "peer",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +82,7 @@ class Channel:
         self._shut = False  # ours is shut, or will be as soon as everything is sent
         self._closing = False
         self._lost = False  # connection_lost is on its way
+        self._error: OSError | None = None  # that of a write, while what came before it is read
         self._full = False  # the endpoint was asked to pause
         self._backlog: deque[memoryview] = deque()
         self._waiting = 0  # bytes of it
@@ -140,7 +146,7 @@ class Channel:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._lose(error)
+            self._stop_writing(error)
             return
         if sent != len(data):
             self._keep(memoryview(data)[sent:])
@@ -215,6 +221,9 @@ class Channel:
 
     def _end(self) -> None:
         """The other side says no more."""
+        if self._error is not None:
+            self._lose(self._error)
+            return
         self._ended = True
         self._hearing = False
         if not self._endpoint.eof_received():
@@ -237,7 +246,7 @@ class Channel:
         except BlockingIOError:
             return
         except OSError as error:
-            self._lose(error)
+            self._stop_writing(error)
             return
         self._waiting -= sent
         while sent:
@@ -273,6 +282,24 @@ class Channel:
         if self._waiting > HIGH_WATER and not self._full:
             self._full = True
             self._endpoint.pause_writing()
+
+    def _stop_writing(self, error: OSError) -> None:
+        """A write failed. Linux keeps what came before a reset, and it may be all that is waited for."""
+        over = self._ended or self._closing or not isinstance(error, ConnectionError)
+        if over or not self._endpoint.writing_failed():
+            self._lose(error)
+            return
+        self._shut = True
+        self._backlog.clear()
+        self._waiting = 0
+        # The kernel tells of a reset once, and of an end from then on. EPIPE: the end had come before it.
+        if not isinstance(error, BrokenPipeError):
+            self._error = error
+        if self._events != _OFF:
+            self._watch(self._events & ~WRITABLE)
+        if self._full:
+            self._full = False
+            self._endpoint.resume_writing()
 
     def _watch(self, events: int) -> None:
         if self._events == _OFF:

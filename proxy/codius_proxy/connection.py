@@ -27,8 +27,7 @@ from codius_proxy.tunnel import Tunnel
 from codius_proxy.visit import End, Visit
 
 MAX_AHEAD: Final = 64 * 1024  # bytes held of what a visitor sends before its turn, plus one read
-LARGE: Final = 4 * 1024  # bytes of requests; more waits for its turn, so that others need not wait for it
-MAX_LINGER: Final = 1024 * 1024  # bytes thrown away after the last answer
+LARGE: Final = 4 * 1024  # bytes of requests; of more each waits for its turn, and others do not wait for all
 
 
 class _State(Enum):
@@ -60,6 +59,7 @@ class VisitorConnection(Endpoint):
         "_forwarding",
         "_named",
         "_origin",
+        "_queued",
         "_reading",
         "_rendered",
         "_state",
@@ -97,6 +97,7 @@ class VisitorConnection(Endpoint):
         self._exchange: Exchange | None = None
         self._origin: str | None = None  # whom it is counted for
         self._advancing = False
+        self._queued = False  # what waits has to wait for its turn
         self._reading = True
         self._swallowed = 0
         self._trickled = 0  # bytes of a body since it last counted as moving
@@ -127,12 +128,7 @@ class VisitorConnection(Endpoint):
             reader = self.reader
             fresh = not reader.waiting
             reader.receive(data)
-            if len(reader.waiting) <= LARGE:
-                self._advance()
-            elif self._reading:
-                self._reading = False
-                self._channel.pause_reading()
-                self.site.turns.wait(self._take_turn)
+            self._advance()
             if fresh and self._state is _HEAD and reader.waiting:
                 self.wait(self.site.timeouts.head)
         elif state is _EXCHANGE or state is _DRAIN:
@@ -141,10 +137,7 @@ class VisitorConnection(Endpoint):
                 self.regulate()
             else:
                 self._more_body(len(data))
-        elif state is _LINGER:
-            self._swallowed += len(data)
-            if self._swallowed > MAX_LINGER:
-                self._channel.abort()
+        # What comes after the last answer is thrown away, for as long as `linger` says.
 
     def eof_received(self) -> bool:
         self.eof = True
@@ -318,8 +311,8 @@ class VisitorConnection(Endpoint):
         if state is _EXCHANGE and self._exchange is not None:
             held = len(self.reader.waiting) + len(self._exchange.held)
             read = held <= MAX_AHEAD and not self._exchange.target_blocked
-        elif state is _HEAD and self.blocked:
-            read = len(self.reader.waiting) <= MAX_AHEAD
+        elif state is _HEAD:
+            read = not self._queued and (not self.blocked or len(self.reader.waiting) <= MAX_AHEAD)
         else:
             read = True
         if read is self._reading or self._channel.closing:
@@ -360,24 +353,38 @@ class VisitorConnection(Endpoint):
 
     # Requests.
 
-    def _advance(self) -> None:
-        """Begin as many of the waiting requests as can be answered at once, or the one that cannot."""
-        if self._advancing:
+    def _advance(self, turn: bool = False) -> None:
+        """Begin as many of the waiting requests as can be answered at once, or the one that cannot.
+
+        While there are more bytes than are `LARGE` it is one in each turn.
+        """
+        if self._advancing or self._queued:
             return
         self._advancing = True
         try:
-            while self._state is _HEAD and self.reader.waiting and not self.blocked and self._begin():
-                pass
+            while self._state is _HEAD and self.reader.waiting and not self.blocked:
+                if len(self.reader.waiting) > LARGE and not turn:
+                    self._queued = True
+                    self.site.turns.wait(self._take_turn)
+                    break
+                turn = False
+                if not self._begin():
+                    break
         finally:
             self._advancing = False
-        if self.eof and self._state is _HEAD and not self.blocked:
+        if self.eof and self._state is _HEAD and not self.blocked and not self._queued:
             self._close()  # what is left can never become a request
         if self.reader.waiting or not self._reading:
             self.regulate()
 
     def _take_turn(self) -> None:
+        self._queued = False
         if self._state is _HEAD:
-            self._advance()
+            try:
+                self._advance(turn=True)
+            except Exception:
+                self.cut()  # a mistake of ours is the end of this connection only, as in its channel
+                raise
 
     def _begin(self) -> bool:
         """Read one request and send it on its way; False when its head is not complete."""
@@ -444,7 +451,6 @@ class VisitorConnection(Endpoint):
             return
         self._state = _LINGER
         self.reader.waiting = b""
-        self._swallowed = 0
         self._channel.write_eof()
         self.regulate()
         self._wait_for_the_rest()

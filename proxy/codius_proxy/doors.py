@@ -89,18 +89,33 @@ class Door:
                     asyncio.get_running_loop().call_later(NO_FILES_PAUSE, self.open)
                     return
                 continue  # that one has gone already
-            connection.setblocking(False)
-            if self._plain:
-                self._admit(connection, address)
-            else:
-                self._receive(connection, address)
+            try:
+                connection.setblocking(False)
+                if self._plain:
+                    self._admit(connection, address)
+                else:
+                    self._receive(connection, address)
+            except Exception as error:  # noqa: BLE001 - handled like those of a task
+                self._lose(connection, error)
 
-    def _admit(self, connection: socket.socket, address: tuple[str, int]) -> None:
-        try:
-            Channel(connection, VisitorConnection(self._site, self._entrance), address)
-        except Exception:  # whatever went wrong is the end of this connection only
-            logger.exception("a connection was lost on its arrival")
-            connection.close()
+    def _admit(
+        self,
+        connection: socket.socket,
+        address: tuple[str, int],
+        client: str | None = None,
+        session: Session | None = None,
+    ) -> None:
+        """A visitor from now on, with the client its PROXY header named, and the TLS it has agreed on."""
+        visitor = VisitorConnection(self._site, self._entrance, client)
+        if session is None:
+            Channel(connection, visitor, address)
+        else:
+            SecureChannel(connection, visitor, address, session)
+
+    def _lose(self, connection: socket.socket, error: BaseException) -> None:
+        """Whatever went wrong is the end of this connection only."""
+        connection.close()
+        logger.error("a connection was lost on its arrival", exc_info=error)
 
     def _receive(self, connection: socket.socket, address: tuple[str, int]) -> None:
         task = asyncio.create_task(self._arrive(connection, address), name=f"arrival of {address[0]}")
@@ -118,22 +133,20 @@ class Door:
         if task.cancelled():  # perhaps before it had begun
             connection.close()
         elif (error := task.exception()) is not None:
-            logger.error("a connection was lost on its arrival", exc_info=error)
+            self._lose(connection, error)
 
     async def _arrive(self, connection: socket.socket, address: tuple[str, int]) -> None:
-        site, client, peer = self._site, None, address[0]
+        site, peer = self._site, address[0]
+        client: str | None = None
+        session: Session | None = None
         try:
             if self._proxy_protocol and site.trust.identify(peer, self._entrance.scheme).trusted:
                 async with asyncio.timeout(site.timeouts.head):
                     client = await _read_preamble(connection)
-            if self._context is None:
-                Channel(connection, VisitorConnection(site, self._entrance, client), address)
-            else:
+            if self._context is not None:
                 session = Session(self._context)
                 async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                     await session.shake_hands(connection)
-                visitor = VisitorConnection(site, self._entrance, client)
-                SecureChannel(connection, visitor, address, session)
         except ProxyProtocolError as error:
             connection.close()
             site.turn_away("proxy_header")
@@ -141,6 +154,8 @@ class Door:
         except (OSError, TimeoutError):  # ssl.SSLError is an OSError: a scanner, or one who does not trust us
             connection.close()
             site.turn_away("handshake")
+        else:
+            self._admit(connection, address, client, session)
 
 
 async def _read_preamble(connection: socket.socket) -> str | None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_DRAIN: Final = 256 * 1024  # bytes of an unwanted body that are read to keep a connection
 JOINED: Final = 32 * 1024  # bytes up to which a head and its body are copied together: one buffer, one write
 FRESH: Final = 1.0  # seconds; a request that cannot be repeated uses no connection idle for longer
+_WITH_CONTENT: Final = frozenset((b"POST", b"PUT", b"PATCH"))  # methods whose definition gives it a meaning
 
 
 class Exchange(Asker):
@@ -308,12 +309,17 @@ class Exchange(Asker):
         """The answer is complete."""
         target = self._detach()
         if target is not None:
-            if self._visitor.reader.body_done:
+            if self._visitor.reader.body_done and not self._overlookable():
                 target.release()
             else:
                 target.abort()
         self._report(end)
         self._visitor.answered()
+
+    def _overlookable(self) -> bool:
+        """Whether a target might take the request's body for its next request, RFC 9110 section 9.3.1."""
+        request = self.request
+        return (request.chunked or bool(request.length)) and request.method not in _WITH_CONTENT
 
     def _detach(self) -> TargetConnection | None:
         """Give up the target and the attempt to get one; what there was of it is the caller's."""

@@ -143,5 +143,9 @@ class _Side(Endpoint):
             self.other.channel.resume_reading()
         self._tunnel.moved()
 
+    def writing_failed(self) -> bool:
+        """Its last words are passed on: WebSockets say why they end, and not all wait for an answer."""
+        return True
+
     def connection_lost(self, error: Exception | None) -> None:
         self._lost(error)

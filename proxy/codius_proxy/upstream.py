@@ -106,10 +106,10 @@ class TargetConnection(Endpoint):
     ) -> None:
         """Send a request's head and what there is of its body. `decode`: give content without chunks."""
         self._asker = asker
-        self._state = _HEAD
         self._received = False
         self._reader.begin(method, upgrade, decode=decode)
         self.write(payload)
+        self._state = _HEAD  # what came before a first write that fails is no answer, RFC 9112 section 9.2
 
     def write(self, data: bytes) -> None:
         if self._channel is not None and not self._channel.closing:
@@ -129,12 +129,14 @@ class TargetConnection(Endpoint):
     def release(self) -> None:
         """The exchange is over on both sides: keep the connection when nothing speaks against it."""
         self._asker = None
-        if self._state is _DONE and self._reader.clean and self._channel is not None:
+        channel = self._channel
+        # Bytes may wait where a target answered early: it may have no mind to read them.
+        if self._state is _DONE and self._reader.clean and channel is not None and not channel.waiting:
             self._state = _IDLE
             self.reused = True
             if not self._reading:
                 self.hold(False)
-            if not self._channel.closing:
+            if not channel.closing:
                 self._pool.put(self)
                 return
         self.abort()
@@ -211,6 +213,7 @@ class TargetConnection(Endpoint):
             self._state = _DONE
             if self._asker is not None:
                 self._asker.response_body(b"", True)
+        self.break_off()  # whatever is still to be sent: no answer to it can come
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -230,6 +233,11 @@ class TargetConnection(Endpoint):
     def resume_writing(self) -> None:
         if self._asker is not None:
             self._asker.target_blocked_changed(False)
+
+    def writing_failed(self) -> bool:
+        """It may have answered early and closed: the request's rest is given up, not its answer."""
+        self._reader.clean = False
+        return self._state is _HEAD or self._state is _BODY
 
     def _read_head(self, asker: Asker) -> None:
         reader = self._reader

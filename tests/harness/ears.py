@@ -43,6 +43,7 @@ class Ear(channel.Endpoint):
         then: Mapping[str, Callable[[channel.Channel], object]] | None = None,
         *,
         keeps_open: bool = False,
+        reads_on: bool = False,
     ) -> None:
         """`then`: what is to be done when the endpoint's method of that name is called."""
         self.then = dict(then or {})
@@ -51,6 +52,7 @@ class Ear(channel.Endpoint):
         self.data = b""
         self.error: Exception | None = None
         self._keeps_open = keeps_open
+        self._reads_on = reads_on
 
     @property
     def lost(self) -> bool:
@@ -78,6 +80,10 @@ class Ear(channel.Endpoint):
 
     def resume_writing(self) -> None:
         self._hear("resume_writing")
+
+    def writing_failed(self) -> bool:
+        self._hear("writing_failed")
+        return self._reads_on
 
     def _hear(self, what: str) -> None:
         assert not self.lost, f"{what} after the end"

@@ -205,6 +205,24 @@ class WorkerThread:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop.set)
 
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """It does nothing within the block, and then finds everything that happened there at once."""
+        assert self._loop is not None
+        loop, holding, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+        def hold() -> None:
+            loop.call_soon_threadsafe(holding.set)
+            go.wait(DEADLINE)
+
+        self._loop.call_soon_threadsafe(hold)
+        async with asyncio.timeout(DEADLINE):
+            await holding.wait()
+        try:
+            yield
+        finally:
+            go.set()
+
     async def stopped(self) -> None:
         assert self._served is not None
         async with asyncio.timeout(DEADLINE):

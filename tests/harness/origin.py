@@ -101,6 +101,11 @@ class Line:
         """End at once without a reset of our own making."""
         self.writer.close()
 
+    async def gone(self) -> None:
+        """Wait until the kernel knows of the end."""
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+
 
 Script = Callable[[Line], Awaitable[None]]
 

@@ -384,6 +384,90 @@ async def test_a_reset_is_an_error_of_the_writer(tcp: Ends) -> None:
     assert ear.error.errno in (errno.EPIPE, errno.ECONNRESET)
 
 
+# A write that fails, and what the other side had said before.
+
+
+@pytest.mark.parametrize("how", ["a write", "what waits"])
+@pytest.mark.parametrize("paused", [False, True])
+@on_front_loop
+async def test_what_was_said_before_a_write_failed_is_heard_by_whoever_wants_it(
+    how: str, paused: bool, tcp: Ends
+) -> None:
+    """All of it, and then the error: the kernel tells of a reset once, and of an end from then on."""
+    said = b"0123456789abcdef" * 4096
+    ear, found, theirs = listen(tcp, Ear(reads_on=True))
+    found.pause_reading()
+    if how == "what waits":
+        fill(found)
+        found.write(b"x" * HIGH_WATER)
+    await asyncio.get_running_loop().sock_sendall(theirs, said)
+    reset(theirs)
+    if how == "a write":
+        found.write(b"x")
+    await until(lambda: "writing_failed" in ear.heard)
+    assert found.waiting == 0
+    assert not found.closing
+    found.write(b"x")  # to nobody
+    found.write_eof()
+    if paused:
+        await rest()
+        assert ear.data == b""
+    found.resume_reading()
+    await until(lambda: ear.lost)
+    assert ear.data == said
+    assert isinstance(ear.error, ConnectionResetError)
+    assert "eof_received" not in ear.heard
+    assert ear.heard.count("writing_failed") == 1
+    assert ear.heard.count("pause_writing") == ear.heard.count("resume_writing")
+
+
+@on_front_loop
+async def test_an_end_before_a_write_failed_is_one(ends: Ends) -> None:
+    ear, found, theirs = listen(ends, Ear(reads_on=True))
+    found.pause_reading()
+    theirs.send(b"all of it")
+    theirs.close()
+    while "writing_failed" not in ear.heard:  # over TCP the first one tells the kernel
+        found.write(b"x")
+    found.resume_reading()
+    await until(lambda: ear.lost)
+    assert ear.data == b"all of it"
+    assert ear.heard[-3:] == ["data_received", "eof_received", "connection_lost"]
+    assert ear.error is None
+
+
+@on_front_loop
+async def test_a_unix_socket_closed_with_bytes_unread_is_broken_after_what_it_said() -> None:
+    ear, found, theirs = listen(unix_pair(), Ear(reads_on=True))
+    found.write(b"unread")
+    theirs.send(b"half of it")
+    theirs.close()
+    found.write(b"x")
+    await until(lambda: ear.lost)
+    assert ear.data == b"half of it"
+    assert isinstance(ear.error, ConnectionResetError)
+    assert "eof_received" not in ear.heard
+
+
+@pytest.mark.parametrize("when", ["ended", "closing"])
+@on_front_loop
+async def test_whoever_has_heard_everything_is_not_asked_when_a_write_fails(when: str, tcp: Ends) -> None:
+    ear, found, theirs = listen(tcp, Ear(keeps_open=True, reads_on=True))
+    if when == "ended":
+        theirs.shutdown(socket.SHUT_WR)
+        await until(lambda: "eof_received" in ear.heard)
+        await rest()
+        reset(theirs)
+        found.write(b"x")
+    else:
+        fill(found)
+        found.close()
+        reset(theirs)
+    await until(lambda: ear.lost)
+    assert "writing_failed" not in ear.heard
+    assert isinstance(ear.error, ConnectionError)
+
+
 # Half of an end.
 
 

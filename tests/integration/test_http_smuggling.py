@@ -131,3 +131,44 @@ async def test_content_behind_an_answer_that_has_none_is_nobodys_answer(method: 
         for visitor in (client, await proxy.client()):
             assert (await visitor.get(name())).body == b"hello"
         assert pod.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        ("GET", False), ("HEAD", False), ("DELETE", False), ("OPTIONS", False), ("get", False),
+        ("POST", True), ("PUT", True), ("PATCH", True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+async def test_a_pod_that_overlooks_a_body_takes_it_for_a_request_of_nobody_else(
+    method: str, kept: bool, chunked: bool
+) -> None:
+    """It reads on where the head ended. Where a body is nothing unusual, it has to know better itself."""
+    heads: list[bytes] = []
+
+    async def script(line: Line) -> None:
+        while head := await line.read_head():
+            heads.append(head)
+            await line.send(ANSWER[:-5] if head.startswith(b"HEAD") else ANSWER)
+            if line.number == 1:
+                heads.append(await line.read_head())  # what was hidden, or of a chunk
+                if chunked:
+                    assert await line.reader.readexactly(7) == b"\r\n0\r\n\r\n"
+                heads.append(await line.read_head())  # somebody else's, if it comes here
+                await line.send(ANSWER.replace(b"hello", b"wrong") if heads[-1] else b"")
+
+    hidden = f"GET /hidden HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode()
+    framing, body = f"Content-Length: {len(hidden)}", hidden
+    if chunked:
+        framing, body = "Transfer-Encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden)
+    async with origin(script) as pod, front({POD: pod.port}) as proxy:
+        visitor, other = await proxy.client(), await proxy.client()
+        await visitor.send(f"{method} / HTTP/1.1\r\nHost: {name()}\r\n{framing}\r\n\r\n".encode() + body)
+        assert (await visitor.answer(method=method)).status == 200
+        answer = await other.get(name(), "/honest")
+        assert answer.body == (b"wrong" if kept else b"hello")
+        assert pod.connections == (1 if kept else 2)
+        assert (await visitor.get(ZONE)).body == b"api"
+    assert b"/hidden" in heads[1]
+    assert heads[-1].startswith(b"GET /honest ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 
 import aiohttp
 import pytest
@@ -256,22 +257,26 @@ async def test_one_address_gets_its_share_of_the_connections_and_no_more() -> No
 
 
 @pytest.mark.parametrize(
-    "start",
+    ("start", "end"),
     [
-        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
-        CHUNKED + b"4\r\nhalf\r\n",
-        b"HTTP/1.1 200 OK\r\n\r\nhalf",
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", Line.reset),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", Line.shut),
+        (CHUNKED + b"4\r\nhalf\r\n", Line.reset),
+        (CHUNKED + b"4\r\nhalf\r\n", Line.shut),
+        (b"HTTP/1.1 200 OK\r\n\r\nhalf", Line.reset),
     ],
 )
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_an_answer_that_breaks_off_never_looks_complete(start: bytes, version: str) -> None:
+async def test_an_answer_that_breaks_off_never_looks_complete(
+    start: bytes, version: str, end: Callable[[Line], None]
+) -> None:
     go = asyncio.Event()
 
     async def script(line: Line) -> None:
         await line.read_head()
         await line.send(start)
         await go.wait()
-        line.reset()
+        end(line)
 
     async with origin(script) as pod, front({POD: pod.port}) as proxy:
         client = await proxy.client()
@@ -451,7 +456,13 @@ async def test_a_kept_alive_connection_that_turns_out_dead_is_tried_again_once(m
         assert pod.connections == 2
 
 
-async def test_a_post_is_never_sent_twice() -> None:
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [("POST", ""), ("POST", "x"), ("PATCH", ""), ("PUT", "x"), ("GET", "x"), ("UNHEARD", "")],
+)
+async def test_what_may_not_be_repeated_is_never_sent_twice(method: str, body: str) -> None:
+    """What its method forbids, and what its body, which is gone."""
+
     async def script(line: Line) -> None:
         await line.read_head()
         await line.send(ANSWER)
@@ -460,8 +471,10 @@ async def test_a_post_is_never_sent_twice() -> None:
 
     async with origin(script) as pod, front({POD: pod.port}) as proxy:
         assert (await proxy.get(name())).body == b"hello"
-        answer = await proxy.get(name(), method="POST", extra="Content-Length: 0\r\n")
-        check_refusal(answer, 502)
+        client = await proxy.client()
+        head = f"{method} / HTTP/1.1\r\nHost: {name()}\r\nContent-Length: {len(body)}\r\n\r\n"
+        await client.send(f"{head}{body}".encode())
+        check_refusal(await client.answer(), 502)
         assert pod.connections == 1
 
 
