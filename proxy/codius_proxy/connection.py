@@ -66,6 +66,7 @@ class VisitorConnection(Endpoint):
         "_swallowed",
         "_trickled",
         "_unsent",
+        "_unwelcome",
         "blocked",
         "close_after",
         "deadline",
@@ -102,6 +103,7 @@ class VisitorConnection(Endpoint):
         self._swallowed = 0
         self._trickled = 0  # bytes of a body since it last counted as moving
         self._unsent = 0
+        self._unwelcome: Refusal | None = None  # why it may not stay; it has not been told yet
 
     # What the event loop tells us.
 
@@ -119,8 +121,9 @@ class VisitorConnection(Endpoint):
                 self._channel.abort()
                 return
             refusal = host_crowded()
-        if refusal is not None:
-            self.refuse(refusal)
+        if refusal is not None:  # told when it has said in which form: a page for people
+            self._unwelcome = refusal
+            self.wait(site.timeouts.linger)
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -130,7 +133,8 @@ class VisitorConnection(Endpoint):
             reader.receive(data)
             self._advance()
             if fresh and self._state is _HEAD and reader.waiting:
-                self.wait(self.site.timeouts.head)
+                timeouts = self.site.timeouts
+                self.wait(timeouts.head if self._unwelcome is None else timeouts.linger)
         elif state is _EXCHANGE or state is _DRAIN:
             self.reader.receive(data)
             if self.reader.body_done:
@@ -154,6 +158,8 @@ class VisitorConnection(Endpoint):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._unwelcome is not None:
+            self.site.turn_away(self._unwelcome.label)
         self._state = _CLOSED
         self._leave()
         exchange, self._exchange = self._exchange, None
@@ -194,6 +200,8 @@ class VisitorConnection(Endpoint):
             self._exchange.expired()
         elif state is _DRAIN:
             self._linger()
+        elif self._unwelcome is not None:
+            self.refuse(self._unwelcome)
         elif self.reader.waiting:
             self.refuse(Refusal(408, "The request's head did not come in time.", "Send it at once."))
         else:
@@ -214,7 +222,13 @@ class VisitorConnection(Endpoint):
     def write(self, data: bytes) -> None:
         self._channel.write(data)
 
-    def write_page(self, refusal: Refusal, request: RequestHead | None, number: int) -> int:
+    def policy(self, identity: Identity) -> bytes:
+        """The line that has browsers come back by https: never over what is not, RFC 6797 section 7.2."""
+        return self.entrance.policy if identity.scheme == "https" else b""
+
+    def write_page(
+        self, refusal: Refusal, request: RequestHead | None, number: int, identity: Identity
+    ) -> int:
         """An answer of our own to a request with this number; how many bytes it has."""
         page = self.site.render_page(
             refusal,
@@ -222,7 +236,7 @@ class VisitorConnection(Endpoint):
             html=request is not None and request.html,
             head_only=request is not None and request.method == b"HEAD",
             close=self.close_after,
-            fields=self.entrance.fields,
+            policy=self.policy(identity),
         )
         self._channel.write(page)
         return len(page)
@@ -276,19 +290,20 @@ class VisitorConnection(Endpoint):
         else:
             self._channel.abort()
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Answer a request that cannot be trusted to end where it seems to: nothing more is read from it."""
+    def refuse(self, refusal: Refusal, request: RequestHead | None = None) -> None:
+        """Answer a request, of which there may be no head, and nothing after it."""
         self.close_after = True
+        self._unwelcome = None
         exchange, self._exchange = self._exchange, None
         status, label = refusal.status, refusal.label
         if exchange is not None:
-            sent = self.write_page(refusal, exchange.request, exchange.number)
+            sent = self.write_page(refusal, exchange.request, exchange.number, exchange.identity)
             exchange.abandon(End.REFUSED, status=status, sent=sent, reason=label)
         else:
             number = self.site.next_number()
-            sent = self.write_page(refusal, None, number)
+            sent = self.write_page(refusal, request, number, self.identity)
             visit = Visit(
-                self.identity, None, "", status, 0, sent, monotonic(), 0.0, number, End.REFUSED, label
+                self.identity, request, "", status, 0, sent, monotonic(), 0.0, number, End.REFUSED, label
             )
             self.site.observer.visited(visit)
         self._linger()
@@ -393,6 +408,9 @@ class VisitorConnection(Endpoint):
         try:
             request = reader.next_head()
             if request is None:
+                return False
+            if self._unwelcome is not None:
+                self.refuse(self._unwelcome, request)
                 return False
             exchange = self._exchange = Exchange(self, request)
             if not reader.body_done:

@@ -34,9 +34,9 @@ class Exchange(Asker):
     """A request that was read, from the look-up of its route until its answer is complete."""
 
     __slots__ = (
-        "_connecting", "_continued", "_encode", "_identity", "_lane", "_reason", "_received", "_retried",
+        "_connecting", "_continued", "_encode", "_lane", "_reason", "_received", "_retried",
         "_route", "_sent", "_site", "_started_at", "_status", "_target", "_visitor",
-        "held", "number", "request", "started", "target_blocked",
+        "held", "identity", "number", "request", "started", "target_blocked",
     )  # fmt: skip
 
     def __init__(self, visitor: VisitorConnection, request: RequestHead) -> None:
@@ -47,7 +47,7 @@ class Exchange(Asker):
         identity = visitor.identity
         if identity.trusted:  # a proxy of the operator's says itself whom this request is from
             identity = visitor.site.trust.believe(identity, request.claims)
-        self._identity = identity
+        self.identity = identity
         self.request = request
         self.held = b""  # the body's first bytes, while the target is not connected
         self._route: Route | None = None
@@ -79,7 +79,7 @@ class Exchange(Asker):
         if self.request.last_hop:
             self._answer(last_hop())
             return
-        if self.request.secure and self._identity.scheme != "https":
+        if self.request.secure and self.identity.scheme != "https":
             self._answer(not_secure())
             return
         self._route = found
@@ -182,11 +182,11 @@ class Exchange(Asker):
             else:
                 visitor.ends_by_close = True
                 chunked = False
-        fields = visitor.entrance.fields
+        date = b""
         if not head.dated:  # RFC 9110 section 6.6.1: whoever passes it on has to
-            date = f"Date: {http_date(int(time()))}".encode("ascii")
-            fields = b"%b\r\n%b" % (date, fields) if fields else date
-        out = render_response(head, close=visitor.close_after, chunked=chunked, fields=fields)
+            date = f"\r\nDate: {http_date(int(time()))}".encode("ascii")
+        policy = visitor.policy(self.identity)
+        out = render_response(head, close=visitor.close_after, chunked=chunked, date=date, policy=policy)
         if self._encode:
             data = encode_chunk(data) + (LAST_CHUNK if done else b"")
         self._sent += len(out) + len(data)
@@ -264,10 +264,10 @@ class Exchange(Asker):
         visitor, request = self._visitor, self.request
         self._target = target
         self.target_blocked = False
-        if self._identity is visitor.identity:
+        if self.identity is visitor.identity:
             forwarding = visitor.forwarding(request.host)
         else:
-            forwarding = build_fields(self._identity.render(), request.host)
+            forwarding = build_fields(self.identity.render(), request.host)
         head = render_request(request, forwarding)
         target.start(
             self,
@@ -290,7 +290,7 @@ class Exchange(Asker):
         self.started = True
         self._status = refusal.status
         self._reason = refusal.label
-        self._sent += visitor.write_page(refusal, self.request, self.number)
+        self._sent += visitor.write_page(refusal, self.request, self.number, self.identity)
         self._finish(End.REFUSED)
 
     def _fail(self, failure: Failure) -> None:
@@ -344,7 +344,7 @@ class Exchange(Asker):
         started = self._started_at
         self._site.observer.visited(
             Visit(
-                self._identity,
+                self.identity,
                 self.request,
                 self._route.name if self._route is not None else "",
                 self._status,

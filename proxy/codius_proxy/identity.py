@@ -56,7 +56,7 @@ class Entrance:
 
     scheme: str
     redirects: bool = False  # nothing is served here: visitors are told to come by https
-    fields: bytes = b""  # header lines of every answer
+    policy: bytes = b""  # a Strict-Transport-Security line, CR LF before it, for those who came by https
 
 
 class Trust:

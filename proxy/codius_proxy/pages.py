@@ -109,11 +109,11 @@ def render(
     close: bool,
     request_id: str = "",
     contact: str = "",
-    fields: bytes = b"",
+    policy: bytes = b"",
 ) -> bytes:
     """The complete answer; `head_only` leaves the body out and its length in (a HEAD request).
 
-    `contact` is how to reach the operator; `fields` are header lines of every answer of this host.
+    `contact` is how to reach the operator; `policy` is a header line, CR LF before it.
     """
     body = _render_html(refusal, request_id, contact) if html else _render_json(refusal, request_id, contact)
     lines = [
@@ -137,7 +137,7 @@ def render(
         lines.append(f'Link: <{refusal.blocked_by}>; rel="blocked-by"')
     if close:
         lines.append("Connection: close")
-    head = "\r\n".join(lines).encode("ascii") + (b"\r\n" + fields if fields else b"") + b"\r\n\r\n"
+    head = "\r\n".join(lines).encode("ascii") + policy + b"\r\n\r\n"
     return head if head_only else head + body
 
 

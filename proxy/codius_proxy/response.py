@@ -15,6 +15,7 @@ from codius_proxy.fields import (
     DATE,
     FORBIDDEN,
     LENGTH,
+    POLICY,
     RESPONSE_NAMES,
     TOKEN,
     TRANSFER,
@@ -61,7 +62,17 @@ UNTIL_CLOSE: Final = Body.UNTIL_CLOSE
 class ResponseHead:
     """A response as it may go to a visitor: end-to-end fields only, the rest decided."""
 
-    __slots__ = ("body", "dated", "fields", "length", "reusable", "status", "status_line", "upgrade")
+    __slots__ = (
+        "body",
+        "dated",
+        "fields",
+        "length",
+        "policy",
+        "reusable",
+        "status",
+        "status_line",
+        "upgrade",
+    )
 
     def __init__(
         self,
@@ -73,6 +84,7 @@ class ResponseHead:
         reusable: bool,
         upgrade: bytes | None,
         dated: bool,
+        policy: bytes,
     ) -> None:
         self.status = status
         self.status_line = status_line
@@ -82,6 +94,7 @@ class ResponseHead:
         self.reusable = reusable  # another request may follow on the pod's connection
         self.upgrade = upgrade
         self.dated = dated
+        self.policy = policy  # Strict-Transport-Security as it came, CR LF before each line
 
 
 def find_response_end(buffer: bytes, start: int = 0) -> tuple[int, int]:
@@ -121,10 +134,15 @@ def parse_response(head: bytes, *, method: bytes, upgrade: bytes | None) -> Resp
         raise HttpError(502, f"The pod's answer is not valid HTTP/1.1. {error.reason}") from error
 
 
-def render_response(head: ResponseHead, *, close: bool, chunked: bool, fields: bytes = b"") -> bytes:
-    """The head for the visitor; `chunked` when the body goes out in chunks, `fields` is a line of ours."""
-    # Ours come before the pod's: of two policies the first counts, RFC 6797 section 8.1.
-    parts = [head.status_line, b"\r\n", fields, head.fields] if fields else [head.status_line, head.fields]
+def render_response(
+    head: ResponseHead, *, close: bool, chunked: bool, date: bytes = b"", policy: bytes = b""
+) -> bytes:
+    """The head for the visitor; `chunked` when the body goes out in chunks.
+
+    `date` and `policy` are lines of ours, CR LF before them. There may be one Strict-Transport-Security only,
+    RFC 6797 section 7.1: the operator's, where there is one.
+    """
+    parts = [head.status_line, date, policy or head.policy, head.fields]
     if chunked:
         parts.append(b"\r\nTransfer-Encoding: chunked")
     if head.upgrade is not None:
@@ -173,6 +191,7 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
     first, _, _ = head.partition(b"\r\n")
     minor, status, status_line = _parse_status_line(first)
     kept = [b""]
+    policies = [b""]
     length: int | None = None
     chunked = False
     options = _NOTHING
@@ -205,6 +224,8 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
         elif kind is DATE:
             kept.append(line)
             dated = True
+        elif kind is POLICY:
+            policies.append(line)
         elif kind is COOKIE:
             kept.append(keep_to_pod(line))
         elif kind is FORBIDDEN:
@@ -215,6 +236,7 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
         if chunked:  # the trailer, which goes on as it came, might hold them
             raise HttpError(502, "Its Connection field names fields, and it is chunked.")
         kept = without(kept, named)
+        policies = without(policies, named)
     if status == 101:
         offered = protocols(asked_upgrade) if asked_upgrade is not None else _NOTHING
         if upgrade is None or upgrade.lower() not in offered:
@@ -242,6 +264,7 @@ def _parse_head(head: bytes, method: bytes, asked_upgrade: bytes | None) -> Resp
         minor == 1 and body is not UNTIL_CLOSE and b"close" not in options,
         upgrade,
         dated,
+        b"\r\n".join(policies),
     )
 
 

@@ -91,9 +91,9 @@ class Site:
         return refusals.moved_to(f"https://{hostname}{self.config.port_suffix('https')}{path}")
 
     def render_page(
-        self, refusal: Refusal, number: int, *, html: bool, head_only: bool, close: bool, fields: bytes
+        self, refusal: Refusal, number: int, *, html: bool, head_only: bool, close: bool, policy: bytes
     ) -> bytes:
-        """The complete answer to the request of this number; `fields` are header lines of every answer."""
+        """The complete answer to the request of this number; `policy` is a line of its head."""
         return pages.render(
             refusal,
             html=html,
@@ -101,7 +101,7 @@ class Site:
             close=close,
             request_id=build_id(self.name, number),
             contact=self.config.contact,
-            fields=fields,
+            policy=policy,
         )
 
     def add(self, visitor: Visitor) -> bool:

@@ -88,10 +88,10 @@ async def serve(
 
 def _doors(config: ProxyConfig, equipment: Equipment, site: Site) -> list[Door]:
     context = equipment.context
-    fields = b""
+    policy = b""
     if config.hsts and config.scheme == "https":
-        fields = b"Strict-Transport-Security: max-age=%d" % config.hsts
-    ways = [(sock, Entrance(config.scheme, fields=fields), context) for sock in equipment.main]
+        policy = b"\r\nStrict-Transport-Security: max-age=%d" % config.hsts
+    ways = [(sock, Entrance(config.scheme, policy=policy), context) for sock in equipment.main]
     ways += [(sock, Entrance("http", redirects=True), None) for sock in equipment.redirect]
     return [
         Door(site, sock, entrance, context=tls, proxy_protocol=config.proxy_protocol)

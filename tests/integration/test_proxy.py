@@ -251,9 +251,48 @@ async def test_one_address_gets_its_share_of_the_connections_and_no_more() -> No
         assert (await first.get(ZONE)).body == b"api"
         assert (await second.get(ZONE)).body == b"api"
         third = await proxy.client()
-        check_refusal(await third.answer(), 429)
+        check_refusal(await third.get(ZONE), 429)
         await first.aclose()
         await proxy.until(ZONE, 200)
+
+
+async def test_who_may_not_stay_is_told_in_the_form_he_asks_for() -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def script(line: Line) -> None:
+        await line.read_head()
+        begun.set()
+        await go.wait()
+
+    page = "Accept: text/html\r\n"
+    async with (
+        origin(script) as pod,
+        front({POD: pod.port}, limits=Limits(connections=1, per_client=2)) as proxy,
+    ):
+        busy = await proxy.client()
+        await busy.send(f"GET / HTTP/1.1\r\nHost: {name()}\r\n\r\n".encode())
+        await begun.wait()
+        answer = await proxy.get(name(), extra=page)
+        assert (answer.status, answer.one("content-type")) == (503, "text/html; charset=utf-8")
+        answer = await proxy.get(name())
+        assert (answer.status, answer.one("content-type")) == (503, "application/json; charset=utf-8")
+        assert answer.one("connection") == "close"
+        go.set()
+
+
+async def test_who_may_not_stay_and_says_nothing_is_told_so_and_let_go() -> None:
+    """And not waited for as long as others are: a slow head would keep what there is too little of."""
+    timeouts = Timeouts(idle=3600.0, head=3600.0, linger=0.05)
+    async with front(timeouts=timeouts, limits=Limits(per_client=1)) as proxy:
+        kept = await proxy.client()
+        assert (await kept.get(ZONE)).body == b"api"
+        for begin in (b"", b"GET / HT"):
+            client = await proxy.client()
+            await client.send(begin)
+            answer = await client.answer()
+            assert (answer.status, answer.one("content-type")) == (429, "application/json; charset=utf-8")
+            assert await client.rest() == b""
+        assert (await kept.get(ZONE)).body == b"api"
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,6 @@ async def test_one_visitor_behind_a_balancer_gets_its_share_and_no_more(pod: Ori
         await first.send(LINE)
         assert (await first.get(name())).status == 200
         await second.send(LINE)
-        assert (await second.answer()).status == 429
+        assert (await second.get(name())).status == 429
         await other.send(LINE.replace(VISITOR.encode(), b"192.0.2.78"))
         assert (await other.get(name())).status == 200

@@ -176,7 +176,7 @@ async def test_an_address_gets_as_many_connections_as_are_set() -> None:
         kept = [await proxy.client() for _ in range(3)]
         for client in kept:
             assert (await client.get(ZONE)).status == 200
-        assert (await (await proxy.client()).answer()).status == 429
+        assert (await (await proxy.client()).get(ZONE)).status == 429
         await kept[0].aclose()
         assert (await proxy.until(ZONE, 200)).body == b"api"
 

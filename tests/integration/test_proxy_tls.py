@@ -227,8 +227,28 @@ async def test_browsers_are_told_to_come_back_by_https_with_every_answer(
         for host, status in ((name(), 200), (ZONE, 200), (name(OTHER), 404)):
             answer = await client.get(host)
             assert answer.status == status
-            policies = [value for field, value in answer.fields if field == "strict-transport-security"]
-            assert policies[0] == f"max-age={HOUR}"  # the first one counts, RFC 6797 section 8.1
+            # One only, RFC 6797 section 7.1: the operator's goes before the pod's own.
+            assert answer.one("strict-transport-security") == f"max-age={HOUR}"
+
+
+async def test_a_pods_own_policy_passes_where_the_operator_has_none() -> None:
+    own = ANSWER.replace(b"\r\n\r\n", b"\r\nStrict-Transport-Security: max-age=1\r\n\r\n", 1)
+    async with origin(answer=own) as pod, front({POD: pod.port}, scheme="https") as proxy:
+        client = await proxy.client()
+        for _ in range(2):  # the second from memory
+            assert (await client.get(name())).one("strict-transport-security") == "max-age=1"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_behind_a_balancer_the_policy_is_for_who_came_by_https(pod: Origin, scheme: str) -> None:
+    """RFC 6797 section 7.2: not over what is not secure, whatever we speak with the balancer."""
+    came = f"X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: {scheme}\r\n"
+    async with front(
+        {POD: pod.port}, scheme="https", hsts=HOUR, trusted_proxies=(ip_network("127.0.0.0/8"),)
+    ) as proxy:
+        for host in (name(), name(OTHER)):
+            answer = await proxy.get(host, extra=came)
+            assert answer.has("strict-transport-security") is (scheme == "https")
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_redirect_says_where_to() -> None:
         html=False,
         head_only=True,
         close=False,
-        fields=b"X-Ours: 1",
+        policy=b"\r\nX-Ours: 1",
     )
     assert b"\r\nLocation: https://host.example/\r\n" in head
     assert head.endswith(b"\r\nX-Ours: 1\r\n\r\n")
