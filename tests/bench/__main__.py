@@ -22,6 +22,7 @@ from rich.table import Table
 from codius_node.podman_service import choose_runtime
 from tests.bench import (
     api,
+    changes,
     dns,
     hostile,
     loop,
@@ -71,6 +72,7 @@ class Results:
     dns: dns.Measurement
     proxy: proxy.Measurement
     workers: workers.Scaling
+    changes: changes.Measurement
     hostile: Sequence[hostile.Result]
 
     @property
@@ -139,6 +141,7 @@ def rows(results: Results) -> list[Row]:
             for found in (
                 *proxy.verdicts(results.proxy),
                 workers.verdict(results.workers),
+                changes.verdict(results.changes),
                 *hostile.verdicts(results.hostile),
             )
         ),
@@ -249,6 +252,7 @@ async def measure() -> Results:
         dns=await asyncio.to_thread(dns.measure),
         proxy=await asyncio.to_thread(proxy.measure),
         workers=await asyncio.to_thread(workers.measure),
+        changes=await changes.measure(),
         hostile=await asyncio.to_thread(hostile.measure),
     )
 
@@ -267,6 +271,7 @@ def as_document(results: Results, machine: dict[str, str]) -> dict[str, object]:
         "dns": dns.as_document(results.dns),
         "proxy": proxy.as_document(results.proxy),
         "workers": workers.as_document(results.workers),
+        "changes": changes.as_document(results.changes),
         "hostile": hostile.as_document(results.hostile),
         "missed": [row.what for row in rows(results) if row.good is False],
     }
@@ -363,6 +368,14 @@ The same load on a front door of one worker and on one of two, in turn, medians 
 Alone: `python -m tests.bench.workers`.
 
 """
+ABOUT_CHANGES: Final = """
+## Changes of the routes
+
+From the moment the node tells a new pod, or the end of one, until visitors of all four workers are answered
+by it; 1000 pods are there before.
+Alone: `python -m tests.bench.changes`.
+
+"""
 ABOUT_HOSTILE: Final = """
 ## Slow and hostile visitors
 
@@ -408,6 +421,8 @@ def render(results: Results, machine: dict[str, str]) -> str:
             proxy.render(results.proxy),
             ABOUT_WORKERS,
             workers.render(results.workers),
+            ABOUT_CHANGES,
+            changes.render(results.changes),
             ABOUT_HOSTILE,
             hostile.render(results.hostile),
         )

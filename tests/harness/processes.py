@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 from codius_proxy.config import ProxyConfig
 from codius_proxy.routes import Target
-from tests.harness.front import POD, ZONE, Feed, Raw
+from tests.harness.front import POD, ZONE, Feed, Raw, name
 from tests.harness.origin import ANSWER, DEADLINE, Origin, closed_port
 
 # What `codiusd proxy` does, with a mark where privileges would be dropped.
@@ -114,6 +114,22 @@ class Running:
     async def ended(self) -> int:
         async with asyncio.timeout(2 * DEADLINE):
             return await self.process.wait()
+
+
+def worker_of(request_id: str) -> str:
+    return request_id.partition("-")[0]
+
+
+async def one_of_each(proxy: Running, *, count: int = 2) -> dict[str, Raw]:
+    """A kept-alive connection to each worker, by the worker's name."""
+    found: dict[str, Raw] = {}
+    async with asyncio.timeout(DEADLINE):
+        while len(found) < count:
+            client = await proxy.client()
+            answer = await client.get(name("z" * 52))  # no such hash can be: the answer says whose it is
+            if found.setdefault(worker_of(answer.one("x-request-id")), client) is not client:
+                await client.aclose()  # a worker that is to retire would wait for it
+    return found
 
 
 @contextlib.asynccontextmanager

@@ -19,29 +19,13 @@ from codius_proxy import routes
 from codius_proxy.config import Timeouts
 from codius_proxy.routes import Notice, Target
 from tests.harness.certificates import Authority
-from tests.harness.front import OTHER, POD, ZONE, Raw, name
+from tests.harness.front import OTHER, POD, ZONE, name
 from tests.harness.origin import ANSWER, DEADLINE, Line, closed_port, origin, websocket_echo
-from tests.harness.processes import Load, Running, alive, node, running, until
+from tests.harness.processes import Load, alive, node, one_of_each, running, until, worker_of
 from tests.unit.proxy.test_metrics import SAMPLE
 
 ROUNDS = 3
 SOME = 200  # answers between two disturbances
-
-
-def worker_of(request_id: str) -> str:
-    return request_id.partition("-")[0]
-
-
-async def one_of_each(proxy: Running, *, count: int = 2) -> dict[str, Raw]:
-    """A kept-alive connection to each worker, by the worker's name."""
-    found: dict[str, Raw] = {}
-    async with asyncio.timeout(DEADLINE):
-        while len(found) < count:
-            client = await proxy.client()
-            answer = await client.get(name("z" * 52))  # no such hash can be: the answer says whose it is
-            if found.setdefault(worker_of(answer.one("x-request-id")), client) is not client:
-                await client.aclose()  # a worker that is to retire would wait for it
-    return found
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
