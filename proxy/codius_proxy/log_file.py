@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +22,8 @@ class LogFile:
         self._complained = False
         self._file = self._open()
 
-    def write(self, pieces: Iterable[bytes]) -> bool:
+    def write(self, data: bytes | memoryview) -> bool:
         """Append whole lines; False, said once in our own log, when the disk does not take them."""
-        data = b"".join(pieces)
         try:
             self._rotate(len(data))
             left = memoryview(data)

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from codius_proxy import access_log
 from codius_proxy.metrics import Sums, sum_up
@@ -34,14 +34,19 @@ Batch: TypeAlias = tuple[
     Sums,
     bytes,  # their lines in the log
 ]
-Message: TypeAlias = tuple[
-    int,  # process id of the worker
-    int,  # connections open now
-    int,  # connections accepted since the last message
-    dict[str, int],  # connections ended without an answer since then, by reason
-    int,  # requests dropped since the last message
-    list[Batch],
-]
+
+
+class Message(NamedTuple):
+    """What a worker tells, as marshal writes it; the lines are behind it as they are, nobody copies them."""
+
+    worker: int  # process id
+    connections: int  # open now
+    accepted: int  # connections since the last message
+    turned_away: dict[str, int]  # connections ended without an answer since then, by reason
+    dropped: int  # requests since then
+    requests: int  # that were logged and summed up
+    sums: list[Sums]
+    size: int  # bytes of their lines
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -51,6 +56,12 @@ def pair() -> tuple[socket.socket, socket.socket]:
     sending.setblocking(False)
     receiving.setblocking(False)
     return sending, receiving
+
+
+def unpack(data: memoryview) -> tuple[Message, memoryview]:
+    """A message and the lines that came with it."""
+    message = Message(*marshal.loads(data))  # noqa: S302 - our own
+    return message, data[len(data) - message.size :]
 
 
 class Outbox:
@@ -145,15 +156,23 @@ class Outbox:
     def _send(self, batches: list[Batch]) -> bool:
         """Whether they need not be kept any longer."""
         connections = self.connections()
-        message: Message = (
-            os.getpid(), connections, self._accepted, self._turned_away, self._dropped, batches
-        )  # fmt: skip
+        lines = [batch[2] for batch in batches]
+        count = sum([batch[0] for batch in batches])
+        message = Message(
+            worker=os.getpid(),
+            connections=connections,
+            accepted=self._accepted,
+            turned_away=self._turned_away,
+            dropped=self._dropped,
+            requests=count,
+            sums=[batch[1] for batch in batches],
+            size=sum(map(len, lines)),
+        )
         try:
-            self._sending.send(marshal.dumps(message, FORMAT))
+            self._sending.sendmsg([marshal.dumps(tuple(message), FORMAT), *lines])
         except OSError as error:
             if error.errno in _LATER:
                 return False
-            count = sum(batch[0] for batch in batches)
             logger.warning("the recorder did not take %d requests: %s", count, error)
             self._dropped += count
             return True

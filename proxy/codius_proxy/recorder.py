@@ -7,7 +7,6 @@ never waits for a disk, and a worker that ends takes no counter with it.
 from __future__ import annotations
 
 import asyncio
-import marshal
 import os
 import socket
 from typing import Final
@@ -15,7 +14,7 @@ from typing import Final
 from codius_proxy import metrics
 from codius_proxy.log_file import LogFile
 from codius_proxy.metrics import Metrics
-from codius_proxy.outbox import MAX_MESSAGE, Message
+from codius_proxy.outbox import MAX_MESSAGE, unpack
 
 MAX_READS: Final = 16  # messages read before the scraper of the metrics gets its turn
 SCRAPE_TIMEOUT: Final = 5.0  # seconds for a scraper to say what it wants, and to read it
@@ -31,18 +30,17 @@ class Recorder:
         self._connections: dict[int, int] = {}  # open now, by process id
         self.buffer = memoryview(bytearray(MAX_MESSAGE))
 
-    def take(self, message: bytes | memoryview) -> None:
+    def take(self, data: memoryview) -> None:
         """Write and add up what a worker sent."""
-        found: Message = marshal.loads(message)  # noqa: S302 - our own
-        pid, connections, accepted, turned_away, dropped, batches = found
-        self._connections[pid] = connections
-        self.metrics.count_accepted(accepted)
-        self.metrics.count_turned_away(turned_away)
-        self.metrics.count_lost(dropped)
-        for _, sums, _ in batches:
+        message, lines = unpack(data)
+        self._connections[message.worker] = message.connections
+        self.metrics.count_accepted(message.accepted)
+        self.metrics.count_turned_away(message.turned_away)
+        self.metrics.count_lost(message.dropped)
+        for sums in message.sums:
             self.metrics.add(sums)
-        if self._log is not None and batches and not self._log.write([lines for _, _, lines in batches]):
-            self.metrics.count_lost(sum(count for count, _, _ in batches))
+        if self._log is not None and lines and not self._log.write(lines):
+            self.metrics.count_lost(message.requests)
 
     def render_metrics(self) -> str:
         for pid in [found for found in self._connections if not _alive(found)]:

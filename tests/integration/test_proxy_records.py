@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import marshal
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,7 +17,7 @@ import aiohttp
 import pytest
 
 from codius_proxy.config import Timeouts
-from codius_proxy.outbox import MAX_MESSAGE, Message, pair
+from codius_proxy.outbox import MAX_MESSAGE, pair, unpack
 from tests.harness.certificates import Authority
 from tests.harness.front import OTHER, POD, ZONE, front, name
 from tests.harness.origin import ANSWER, DEADLINE, Line, closed_port, origin, websocket_echo
@@ -47,7 +46,7 @@ class Recorded:
                 except BlockingIOError:
                     await asyncio.sleep(0.01)
                 else:
-                    self.take(marshal.loads(message))
+                    self.take(message)
         assert len(self.records) == count
         return self.records
 
@@ -56,18 +55,17 @@ class Recorded:
         async with asyncio.timeout(DEADLINE):
             while sum(self.turned_away.values()) < count:
                 try:
-                    self.take(marshal.loads(self.receiving.recv(MAX_MESSAGE)))
+                    self.take(self.receiving.recv(MAX_MESSAGE))
                 except BlockingIOError:
                     await asyncio.sleep(0.01)
         return dict(self.turned_away)
 
-    def take(self, message: Message) -> None:
-        _, _, _, turned_away, _, batches = message
-        self.turned_away.update(turned_away)
-        for count, _, lines in batches:
-            found = [json.loads(line) for line in lines.splitlines()]
-            assert len(found) == count
-            self.records += found
+    def take(self, data: bytes) -> None:
+        message, lines = unpack(memoryview(data))
+        self.turned_away.update(message.turned_away)
+        found = [json.loads(line) for line in bytes(lines).splitlines()]
+        assert len(found) == message.requests
+        self.records += found
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def test_lines_are_appended_to_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     path.write_text("before\n")
     log = LogFile(path, max_bytes=1000)
-    assert log.write([b"one\ntwo\n"])
+    assert log.write(b"one\ntwo\n")
     log.close()
     assert lines(path) == ["before", "one", "two"]
 
@@ -28,7 +28,7 @@ def test_a_full_file_is_moved_aside_and_the_oldest_one_goes(tmp_path: Path) -> N
     path = tmp_path / "access.log"
     log = LogFile(path, max_bytes=20)
     for number in range(3 * KEPT_FILES):
-        assert log.write([f"line number {number:02}\n".encode()])
+        assert log.write(f"line number {number:02}\n".encode())
     log.close()
     assert len(list(tmp_path.iterdir())) == KEPT_FILES
     assert lines(path) == ["line number 14"]
@@ -39,12 +39,12 @@ def test_a_full_file_is_moved_aside_and_the_oldest_one_goes(tmp_path: Path) -> N
 def test_a_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     log = LogFile(path, max_bytes=1000)
-    log.write([b"one\n"])
+    log.write(b"one\n")
     path.rename(tmp_path / "rotated")
-    log.write([b"two\n"])
+    log.write(b"two\n")
     (tmp_path / "other").write_text("")
     (tmp_path / "other").rename(path)
-    log.write([b"three\n"])
+    log.write(b"three\n")
     log.close()
     assert (lines(tmp_path / "rotated"), lines(path)) == (["one"], ["three"])
 
@@ -55,8 +55,8 @@ def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.L
     log._file = os.open("/dev/full", os.O_WRONLY)
     path.unlink()
     path.symlink_to("/dev/full")
-    assert not log.write([b"one\n"])
-    assert not log.write([b"two\n"])
+    assert not log.write(b"one\n")
+    assert not log.write(b"two\n")
     assert [found.levelno for found in caplog.records] == [logging.ERROR]
     log.close()
 

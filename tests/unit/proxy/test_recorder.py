@@ -49,7 +49,7 @@ def drain(receiving: socket.socket, recorder: Recorder) -> int:
             message = receiving.recv(MAX_MESSAGE)
         except BlockingIOError:
             return count
-        recorder.take(message)
+        recorder.take(memoryview(message))
         count += 1
 
 
