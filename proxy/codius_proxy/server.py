@@ -253,7 +253,8 @@ class _Parent:
 
         async def record() -> None:
             stop = asyncio.Event()
-            self._listen_to({signal.SIGTERM: stop})
+            # Who signals all processes of a name (pkill) does not mean its sums: SIGHUP changes nothing here.
+            self._listen_to({signal.SIGTERM: stop, signal.SIGHUP: asyncio.Event()})
             config = self._config
             log = _open_log(config.access_log, config) if config.access_log is not None else None
             await recorder.serve(Recorder(log), receiving, scrapes, stop)

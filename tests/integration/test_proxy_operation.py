@@ -425,6 +425,18 @@ async def test_a_tls_session_is_resumed_by_whichever_worker(version: ssl.TLSVers
                 workers.add(worker)
 
 
+async def test_a_hang_up_for_every_process_takes_no_sum_with_it(tmp_path: Path) -> None:
+    """As `pkill -HUP` sends it: the recorder has nothing to take up, and its counters only grow."""
+    async with origin() as pod, running(pod, access_log=tmp_path / "access.log") as proxy:
+        recorder, *workers = proxy.children()
+        for pid in (recorder, *workers, proxy.process.pid):
+            os.kill(pid, signal.SIGHUP)
+        await until(lambda: not any(map(alive, workers)))
+        assert await proxy.get(name()) == b"hello"
+        assert proxy.children()[0] == recorder
+        assert await proxy.end() == 0
+
+
 async def test_every_request_is_one_line_and_one_count_whichever_worker_served_it(tmp_path: Path) -> None:
     log, port = tmp_path / "access.log", closed_port()
     async with (
