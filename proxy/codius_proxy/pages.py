@@ -161,7 +161,7 @@ def _render_html(refusal: Refusal, request_id: str, contact: str) -> bytes:
     if request_id:
         facts.append(f"<p>Request <code>{escape(request_id)}</code></p>\n")
     if contact:
-        facts.append(f"<p>This host's operator: {escape(contact)}</p>\n")
+        facts.append(f"<p>This host's operator: <bdi>{escape(contact)}</bdi></p>\n")
     return _PAGE.format(
         status=refusal.status,
         reason=escape(reason),

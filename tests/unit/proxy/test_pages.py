@@ -54,6 +54,15 @@ def test_whoever_reports_a_problem_can_say_which_request_it_was_and_to_whom() ->
             assert (document["requestId"], document["contact"]) == ("c0ffee-1f", "Ada <ada@host.example>")
 
 
+def test_the_operators_words_are_read_in_their_own_direction() -> None:
+    """Arabic or Hebrew after our words would have its figures and full stops on the wrong side."""
+    contact = "مركز الاستضافة، ops@host.example، هاتف +20 2 5555."
+    page = render(
+        Refusal(404, "What.", "Do."), html=True, head_only=False, close=False, contact=contact
+    ).decode()
+    assert f"<bdi>{contact}</bdi>" in page
+
+
 def test_a_page_about_what_will_be_over_soon_asks_again_by_itself() -> None:
     for passing in (False, True):
         page = render(Refusal(503, "What.", "Do.", passing=passing), html=True, head_only=False, close=False)
