@@ -28,6 +28,7 @@ from codius_proxy.visit import End, Visit
 
 MAX_AHEAD: Final = 64 * 1024  # bytes held of what a visitor sends before its turn, plus one read
 LARGE: Final = 4 * 1024  # bytes of requests; of more each waits for its turn, and others do not wait for all
+FEW: Final = 8  # requests answered at once, some 10 µs each; of more each waits for its turn, however small
 
 
 class _State(Enum):
@@ -325,7 +326,7 @@ class VisitorConnection(Endpoint):
         state = self._state
         if state is _EXCHANGE and self._exchange is not None:
             held = len(self.reader.waiting) + len(self._exchange.held)
-            read = held <= MAX_AHEAD and not self._exchange.target_blocked
+            read = not self._queued and held <= MAX_AHEAD and not self._exchange.target_blocked
         elif state is _HEAD:
             read = not self._queued and (not self.blocked or len(self.reader.waiting) <= MAX_AHEAD)
         else:
@@ -371,18 +372,19 @@ class VisitorConnection(Endpoint):
     def _advance(self, turn: bool = False) -> None:
         """Begin as many of the waiting requests as can be answered at once, or the one that cannot.
 
-        While there are more bytes than are `LARGE` it is one in each turn.
+        While there are more bytes than are `LARGE` it is one in each turn, and never more than a `FEW`.
         """
         if self._advancing or self._queued:
             return
         self._advancing = True
+        begun = 0
         try:
             while self._state is _HEAD and self.reader.waiting and not self.blocked:
-                if len(self.reader.waiting) > LARGE and not turn:
-                    self._queued = True
-                    self.site.turns.wait(self._take_turn)
+                if (len(self.reader.waiting) > LARGE or begun >= FEW) and not turn:
+                    self._queue()
                     break
                 turn = False
+                begun += 1
                 if not self._begin():
                     break
         finally:
@@ -390,16 +392,29 @@ class VisitorConnection(Endpoint):
         if self.eof and self._state is _HEAD and not self.blocked and not self._queued:
             self._close()  # what is left can never become a request
         if self.reader.waiting or not self._reading:
+            self._queue_body()
             self.regulate()
+
+    def _queue(self) -> None:
+        self._queued = True
+        self.site.turns.wait(self._take_turn)
+
+    def _queue_body(self) -> None:
+        """Have the rest of what has come of a request's body wait for its turn, if there is any."""
+        if self._state is _EXCHANGE and self.reader.waiting and not self.reader.body_done:
+            self._queue()
 
     def _take_turn(self) -> None:
         self._queued = False
-        if self._state is _HEAD:
-            try:
+        try:
+            if self._state is _HEAD:
                 self._advance(turn=True)
-            except Exception:
-                self.cut()  # a mistake of ours is the end of this connection only, as in its channel
-                raise
+            elif self._state is _EXCHANGE:
+                self.touch()  # it was for us that it had to wait
+                self._more_body(0)
+        except Exception:
+            self.cut()  # a mistake of ours is the end of this connection only, as in its channel
+            raise
 
     def _begin(self) -> bool:
         """Read one request and send it on its way; False when its head is not complete."""
@@ -420,7 +435,7 @@ class VisitorConnection(Endpoint):
             return False
         self.close_after = not request.keep_alive or self.site.draining
         self._state = _EXCHANGE
-        if self.eof and not reader.body_done:
+        if self.eof and not (reader.body_done or reader.waiting):
             self.cut()  # the rest of the body cannot come any more
             return False
         exchange.start(body)
@@ -443,6 +458,10 @@ class VisitorConnection(Endpoint):
             if self._trickled >= enough or self.reader.body_done or exchange.started:
                 self._trickled = 0
                 self.touch()
+            if self.eof and not (self.reader.body_done or self.reader.waiting):
+                self.cut()  # as in `_begin`
+                return
+            self._queue_body()
             self.regulate()
             return
         self._swallowed += size

@@ -8,6 +8,7 @@ import socket
 
 from codius_proxy.channel import Channel
 from codius_proxy.routes import Destination, Target
+from codius_proxy.turns import Turns
 from codius_proxy.upstream import Failure, Fault, TargetConnection
 
 
@@ -34,11 +35,13 @@ class Pool:
         closing_for: float,
         gone_for: float,
         now: float,
+        turns: Turns,
     ) -> None:
         self._idle_per_target = idle_per_target
         self._idle_for = idle_for
         self._closing_for = closing_for
         self._gone_for = gone_for
+        self.turns = turns  # for answers that take long to read
         self.now = now  # kept by the site: a clock that costs no call
         self._lanes: dict[Destination, Lane] = {}
         self._open: set[TargetConnection] = set()

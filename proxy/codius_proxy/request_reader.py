@@ -67,7 +67,10 @@ class RequestReader:
         return head
 
     def read_body(self) -> bytes:
-        """What of the waiting bytes belongs to the current request's body; HttpError when it is malformed."""
+        """What of the waiting bytes belongs to the current request's body; HttpError when it is malformed.
+
+        Bytes that still wait before the body is done need another turn of the event loop.
+        """
         data = self.waiting
         if self._chunks is not None:
             data, self.waiting = self._chunks.feed(data)

@@ -82,13 +82,19 @@ class ResponseReader:
         return head
 
     def read_body(self) -> bytes:
-        """What of the waiting bytes belongs to the body; `done` when that was its end. HttpError."""
+        """What of the waiting bytes belongs to the body; `done` when that was its end. HttpError.
+
+        Bytes that still wait before that need another turn of the event loop.
+        """
         data, self.waiting = self.waiting, b""
         if self._until_close:
             return data
         if self._chunks is not None:
             data, excess = self._chunks.feed(data)
             self.done = self._chunks.done
+            if not self.done:
+                self.waiting = excess
+                return data
         else:
             left = self._left
             excess = data[left:]

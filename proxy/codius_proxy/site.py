@@ -50,6 +50,7 @@ class Site:
             closing_for=config.timeouts.body,
             gone_for=config.timeouts.gone,
             now=self.now,
+            turns=self.turns,
         )
         self.admission = Admission(connections=config.limits.connections, per_client=config.limits.per_client)
         self._api = Route("api", Api(config.api_socket))

@@ -72,7 +72,9 @@ class TargetConnection(Endpoint):
     __slots__ = (
         "_asker",
         "_channel",
+        "_held",
         "_pool",
+        "_queued",
         "_reader",
         "_reading",
         "_received",
@@ -91,6 +93,8 @@ class TargetConnection(Endpoint):
         self._channel: Channel | None = None
         self._asker: Asker | None = None
         self._state = _IDLE
+        self._held = False  # the visitor is slower than the target
+        self._queued = False  # the rest of what came has to wait for its turn
         self._reading = True
         self._received = False
 
@@ -117,14 +121,8 @@ class TargetConnection(Endpoint):
 
     def hold(self, held: bool) -> None:
         """Stop or go on reading: the visitor is slower than the target."""
-        channel = self._channel
-        if held is not self._reading or channel is None or channel.closing:
-            return
-        self._reading = not held
-        if held:
-            channel.pause_reading()
-        else:
-            channel.resume_reading()
+        self._held = held
+        self._regulate()
 
     def release(self) -> None:
         """The exchange is over on both sides: keep the connection when nothing speaks against it."""
@@ -134,7 +132,7 @@ class TargetConnection(Endpoint):
         if self._state is _DONE and self._reader.clean and channel is not None and not channel.waiting:
             self._state = _IDLE
             self.reused = True
-            if not self._reading:
+            if self._held:
                 self.hold(False)
             if not channel.closing:
                 self._pool.put(self)
@@ -192,11 +190,7 @@ class TargetConnection(Endpoint):
                 self._read_head(asker)
             elif state is _BODY:
                 reader.receive(data)
-                data = reader.read_body()
-                if reader.done:
-                    self._state = _DONE
-                if asker is not None and (data or reader.done):
-                    asker.response_body(data, reader.done)
+                self._read_body()
             elif state is _IDLE:
                 # Nobody asked: whatever this is, it must not become the answer to the next request.
                 logger.info("dropped a connection to %s: it spoke unasked", self.lane.destination)
@@ -204,9 +198,7 @@ class TargetConnection(Endpoint):
             else:
                 reader.clean = False
         except HttpError as error:
-            self.abort()
-            if asker is not None:
-                asker.response_failed(Failure(Fault.GARBAGE, error.reason))
+            self._refuse(error)
 
     def eof_received(self) -> bool:
         if self._state is _BODY and self._reader.end():
@@ -246,8 +238,59 @@ class TargetConnection(Endpoint):
                 data = reader.read_body()
                 self._state = _DONE if reader.done else _BODY
                 asker.response_started(head, data, reader.done)
+                if reader.waiting:
+                    self._queue()
                 return
             if head.status == 101:
                 asker.upgraded(head, reader.waiting)
                 return
             asker.interim(head)
+
+    def _read_body(self) -> None:
+        reader, asker = self._reader, self._asker
+        data = reader.read_body()
+        if reader.done:
+            self._state = _DONE
+        if asker is not None and (data or reader.done):
+            asker.response_body(data, reader.done)
+        if reader.waiting:
+            self._queue()
+
+    def _queue(self) -> None:
+        """There is more to read than one turn of the event loop may take: nothing comes in before it."""
+        if self._state is _BODY:
+            self._queued = True
+            self._regulate()
+            self._pool.turns.wait(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._queued = False
+        if self._state is not _BODY:
+            return
+        try:
+            self._read_body()
+        except HttpError as error:
+            self._refuse(error)
+        except Exception:
+            self.break_off()  # a mistake of ours is the end of this connection only, as in its channel
+            raise
+        self._regulate()
+
+    def _regulate(self) -> None:
+        """Read only what somebody can take."""
+        channel = self._channel
+        read = not (self._held or self._queued)
+        if read is self._reading or channel is None or channel.closing:
+            return
+        self._reading = read
+        if read:
+            channel.resume_reading()
+        else:
+            channel.pause_reading()
+
+    def _refuse(self, error: HttpError) -> None:
+        """What it says is not HTTP."""
+        asker = self._asker
+        self.abort()
+        if asker is not None:
+            asker.response_failed(Failure(Fault.GARBAGE, error.reason))

@@ -28,6 +28,10 @@ LINES: Final = 120
 """Header lines of a large head: fewer than are allowed."""
 AT_ONCE: Final = 16
 """Connections of a flood that are open at a time."""
+PIPELINED: Final = 100
+"""Requests sent at once: fewer bytes than have to wait for their turn."""
+CHUNKS: Final = 100_000
+"""Chunks of one byte in a body."""
 RESPITE: Final = 0.05
 """Seconds, when the front door takes no more."""
 
@@ -134,6 +138,36 @@ async def send_large_heads(connection: Connection, host: str, number: int) -> No
             return
 
 
+async def send_without_waiting(connection: Connection, *_: object) -> None:
+    """Requests behind one another to a name that nobody has, for as long as they are taken."""
+    reader, writer = connection
+    requests = b"GET / HTTP/1.1\r\nHost: nobody\r\n\r\n" * PIPELINED
+
+    async def send() -> None:
+        while True:
+            writer.write(requests)
+            await writer.drain()
+
+    sending = asyncio.create_task(send(), name="pipelining")
+    try:
+        while await reader.read(65536):
+            pass
+    finally:
+        sending.cancel()
+
+
+async def send_tiny_chunks(connection: Connection, host: str, _: int) -> None:
+    """Bodies to a pod that reads them, of chunks of one byte."""
+    reader, writer = connection
+    head = f"POST /upload HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    request = head + b"1\r\na\r\n" * CHUNKS + b"0\r\n\r\n"
+    while True:
+        writer.write(request)
+        await writer.drain()
+        if not await reader.read(65536):
+            return
+
+
 def say_ready() -> None:
     print("ready", flush=True)
 
@@ -147,6 +181,8 @@ ATTACKS: Final[Mapping[str, Attack]] = {
     "slow-reading": slow(lambda host: f"GET /large HTTP/1.1\r\nHost: {host}\r\n\r\n".encode(), read=True),
     "connections": flood(leave),
     "large-heads": flood(send_large_heads),
+    "pipelining": flood(send_without_waiting),
+    "tiny-chunks": flood(send_tiny_chunks),
 }
 
 

@@ -44,6 +44,8 @@ NAMES: Final[Mapping[str, str]] = {
     "slow-reading": f"{TOGETHER} that read a byte a second of 1 MiB",
     "connections": "a flood of connections from one address",
     "large-heads": "a flood of heads of 120 new lines",
+    "pipelining": "pipelined small requests to a name nobody has",
+    "tiny-chunks": "bodies of chunks of one byte",
 }
 
 

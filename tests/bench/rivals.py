@@ -130,7 +130,10 @@ def _cpu_of(pid: int) -> float:
 
 
 def origin(place: Place) -> Server:
-    """nginx with two files, on the core of the load; below /changing no two answers are alike."""
+    """nginx with two files, on the core of the load; below /changing no two answers are alike.
+
+    What is sent to /upload is read to its end before it is answered.
+    """
     (place.directory / "small").write_bytes(b"x" * 100)
     (place.directory / "large").write_bytes(os.urandom(1 << 20))
     text = f"""
@@ -141,6 +144,10 @@ http {{
   server {{
     listen 127.0.0.1:{place.port} backlog=4096; root {place.directory};
     location /changing {{ alias {place.directory}/small; add_header X-Request-Id $request_id; }}
+    location /upload {{
+      client_body_buffer_size 1m; proxy_method GET; proxy_pass_request_body off;
+      proxy_pass http://127.0.0.1:{place.port}/small;
+    }}
   }}
 }}
 """

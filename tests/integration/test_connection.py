@@ -10,7 +10,7 @@ import pytest
 
 from codius_proxy.channel import BULK, Channel
 from codius_proxy.config import ProxyConfig
-from codius_proxy.connection import LARGE, MAX_AHEAD, VisitorConnection
+from codius_proxy.connection import FEW, LARGE, MAX_AHEAD, VisitorConnection
 from codius_proxy.identity import Entrance
 from codius_proxy.routes import RouteTable
 from codius_proxy.site import Site
@@ -61,7 +61,7 @@ class Mistaken(Counting):
 async def test_who_sends_many_requests_at_once_has_a_few_begun_in_each_turn_and_all_in_the_end(
     first: bytes, request_: bytes, many: int, reads: bool
 ) -> None:
-    most = max(1, LARGE // len(request_)) + 1  # what need not wait for a turn, and one that had to
+    most = FEW + 1  # what need not wait for a turn, and one that had to
     seen = Counting()
     site = make_site(seen)
     ours, theirs = tcp_pair()

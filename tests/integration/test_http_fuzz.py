@@ -50,7 +50,13 @@ class Forwarded:
 
     @property
     def content(self) -> bytes:
-        return ChunkedBody(decode=True).feed(self.body)[0] if self.head.chunked else self.body
+        if not self.head.chunked:
+            return self.body
+        chunks, content, left = ChunkedBody(decode=True), b"", self.body
+        while left:
+            data, left = chunks.feed(left)
+            content += data
+        return content
 
     @property
     def routed(self) -> bool:
@@ -89,7 +95,7 @@ def decide(pieces: Sequence[bytes]) -> Decision:
                     current = Forwarded(head, after_blank=blank)
                     blank = False
                     decision.read.append(current)
-                if not reader.body_done:
+                while not reader.body_done and reader.waiting:
                     current.body += reader.read_body()
                 if not reader.body_done:
                     break

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from codius_proxy.routes import Target
+from codius_proxy.turns import Turns
 from tests.harness import interpreted
 from tests.harness.ears import on_front_loop, until
 from tests.harness.origin import ANSWER
@@ -39,7 +40,9 @@ class Asking(upstream.Asker):
 async def test_a_connection_is_kept_when_the_request_it_answered_was_sent(size: int, kept: bool) -> None:
     """A target that answered before it had all may have no mind to read the rest."""
     loop = asyncio.get_running_loop()
-    connections = pool.Pool(idle_per_target=1, idle_for=1.0, closing_for=1.0, gone_for=1.0, now=0.0)
+    connections = pool.Pool(
+        idle_per_target=1, idle_for=1.0, closing_for=1.0, gone_for=1.0, now=0.0, turns=Turns()
+    )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         lane = connections.enter(Target("127.0.0.1", listening.getsockname()[1]), 1)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from codius_proxy.chunked import LAST_CHUNK, MAX_EXTENSIONS, ChunkedBody, encode_chunk
+from codius_proxy.chunked import LAST_CHUNK, MAX_EXTENSIONS, MAX_LINES, MAX_TRAILER, ChunkedBody, encode_chunk
 from codius_proxy.fields import HttpError
 
 
@@ -18,10 +18,12 @@ def feed_all(pieces: list[bytes], *, decode: bool = False) -> tuple[bytes, bytes
         for piece in pieces:
             if body.done:
                 excess += piece
-            else:
-                out, after = body.feed(piece)
+                continue
+            left = piece
+            while left and not body.done:
+                out, left = body.feed(left)
                 passed += out
-                excess += after
+            excess += left
     except HttpError as error:
         assert error.status == 400  # noqa: PT017 - either outcome is right
         return "refused"
@@ -127,6 +129,58 @@ def test_extensions_may_be_no_longer_than_what_they_extend() -> None:
     most = small * (MAX_EXTENSIONS // 103)
     assert feed_all([most, data, most, data]) != "refused"
     assert feed_all([data, most, small * 2]) == "refused"
+
+
+TINY = b"1\r\na\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "at_once"),
+    [
+        (TINY * 500, MAX_LINES // 2 * len(TINY)),
+        (b"1;x\r\na\r\n" * 500, MAX_LINES // 2 * 8),
+        (b"3e8\r\n" + b"a" * 1000 + b"\r\n" + TINY * 500, 1007 + (MAX_LINES // 2 - 1) * len(TINY)),
+        (b"0\r\n" + b"X:\r\n" * 500 + b"\r\n", 3 + (MAX_LINES - 1) * 4),
+        (TINY * (MAX_LINES // 2) + LAST_CHUNK, MAX_LINES // 2 * len(TINY)),
+    ],
+    ids=["chunks", "extensions", "a large one first", "a trailer", "the end"],
+)
+@pytest.mark.parametrize("decode", [False, True])
+def test_so_many_lines_are_read_at_once_and_the_others_are_left(
+    data: bytes, at_once: int, decode: bool
+) -> None:
+    passed, left = ChunkedBody(decode=decode).feed(data)
+    assert left == data[at_once:]
+    assert decode or passed == data[:at_once]
+    # The rest is what it would have been, piece by piece.
+    pieces = [data[n : n + 40] for n in range(0, len(data), 40)]
+    assert feed_all([data], decode=decode) == feed_all(pieces, decode=decode) != "refused"
+
+
+def test_a_body_of_few_lines_leaves_nothing_before_its_end() -> None:
+    chunk = encode_chunk(b"x" * 4096)
+    data = chunk * (MAX_LINES // 2)
+    body = ChunkedBody()
+    assert body.feed(data) == (data, b"")
+    assert body.feed(chunk + b"1") == (chunk, b"")  # the 1 may become a 12
+    assert body.feed(b"2\r\n") == (b"12\r\n", b"")
+
+
+def test_a_line_that_is_not_complete_is_no_line_that_is_left() -> None:
+    """Else it would get turn after turn for nothing."""
+    body = ChunkedBody()
+    data = TINY * (MAX_LINES // 2)
+    assert body.feed(data + b"1\r") == (data, b"1\r")
+    assert body.feed(b"1\r") == (b"", b"")
+    assert body.feed(b"\na") == (b"1\r\na", b"")
+
+
+def test_bounds_go_on_over_what_is_left() -> None:
+    """What was read before counts, however many lines at once: of extensions, and of a trailer."""
+    assert feed_all([b"0\r\n" + b"X:\r\n" * (MAX_TRAILER // 4) + b"\r\n"]) != "refused"
+    assert feed_all([b"0\r\n" + b"X:\r\n" * (MAX_TRAILER // 4 + 1) + b"\r\n"]) == "refused"
+    assert feed_all([b"1;xyz\r\na\r\n" * (MAX_EXTENSIONS // 3)]) != "refused"
+    assert feed_all([b"1;xyz\r\na\r\n" * (MAX_EXTENSIONS // 3 + 1)]) == "refused"
 
 
 def test_no_byte_of_a_broken_chunk_line_is_passed_on() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codius_proxy.chunked import LAST_CHUNK, MAX_LINES
 from codius_proxy.fields import HttpError
 from codius_proxy.request_reader import RequestReader
 from codius_proxy.response_reader import MAX_INTERIM, ResponseReader
@@ -30,6 +31,8 @@ def read(wire: bytes, cuts: list[int], method: bytes = b"GET") -> tuple[list[int
             statuses.append(head.status)
         if statuses and statuses[-1] >= 200:
             body += reader.read_body()
+            while reader.waiting:
+                body += reader.read_body()
     return statuses, body, reader.done, reader.clean
 
 
@@ -52,6 +55,42 @@ def test_an_answer_is_the_same_however_it_arrives(
     wire: bytes, expected: tuple[list[int], bytes, bool, bool], cuts: list[int]
 ) -> None:
     assert read(wire, cuts) == expected
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_of_an_answer_of_many_chunks_some_wait(decode: bool) -> None:
+    chunks = b"1\r\na\r\n" * MAX_LINES
+    reader = ResponseReader()
+    reader.begin(b"GET", None, decode=decode)
+    reader.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + LAST_CHUNK + b"x")
+    reader.next_head()
+    body = reader.read_body()
+    assert (reader.done, reader.clean, reader.waiting) == (
+        False,
+        True,
+        chunks[len(chunks) // 2 :] + LAST_CHUNK + b"x",
+    )
+    body += reader.read_body()
+    assert (reader.done, reader.clean, reader.waiting) == (False, True, LAST_CHUNK + b"x")
+    body += reader.read_body()
+    assert (reader.done, reader.clean, reader.waiting) == (True, False, b"")
+    assert body == (b"a" * MAX_LINES if decode else chunks + LAST_CHUNK)
+
+
+def test_of_a_request_of_many_chunks_some_wait_and_what_is_behind_it_is_no_part_of_it() -> None:
+    chunks, behind = b"1\r\na\r\n" * MAX_LINES, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+    reader = RequestReader()
+    reader.receive(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+    reader.next_head()
+    reader.receive(chunks)
+    body = reader.read_body()
+    assert (reader.body_done, reader.waiting) == (False, chunks[len(chunks) // 2 :])
+    reader.receive(LAST_CHUNK + behind)  # behind what waits
+    body += reader.read_body()
+    assert (reader.body_done, reader.waiting) == (False, LAST_CHUNK + behind)
+    body += reader.read_body()
+    assert (reader.body_done, reader.waiting) == (True, behind)
+    assert body == chunks + LAST_CHUNK
 
 
 def test_a_body_without_a_length_ends_with_the_connection_and_no_other_does() -> None:
