@@ -90,7 +90,7 @@ class Framing:
 
 
 class RequestHead:
-    """A request as it may go to a pod: end-to-end fields only, the rest decided."""
+    """A request as it may go to a pod: end-to-end fields only, the rest decided. Nobody changes one."""
 
     __slots__ = (
         "accept", "chunked", "claims", "expect", "fields", "host", "keep_alive", "last_hop", "length",

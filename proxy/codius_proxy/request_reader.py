@@ -6,7 +6,7 @@ from typing import Final
 
 from codius_proxy.bounds import DEFAULT, Bounds
 from codius_proxy.chunked import ChunkedBody
-from codius_proxy.request import RequestHead, find_head_end, parse_request
+from codius_proxy.request import MEMO_BLOCK_LENGTH, RequestHead, find_head_end, parse_request
 
 _CR: Final = ord("\r")
 
@@ -14,7 +14,10 @@ _CR: Final = ord("\r")
 class RequestReader:
     """Reads one request after the other from what it is given; no byte is ever in two of them."""
 
-    __slots__ = ("_blank", "_bounds", "_chunks", "_left", "_scanned", "body_done", "chunked", "waiting")
+    __slots__ = (
+        "_blank", "_bounds", "_chunks", "_last", "_last_bytes", "_left", "_scanned", "body_done", "chunked",
+        "waiting",
+    )  # fmt: skip
 
     def __init__(self, bounds: Bounds = DEFAULT) -> None:
         self._bounds = bounds
@@ -25,6 +28,8 @@ class RequestReader:
         self._chunks: ChunkedBody | None = None
         self._scanned = 0  # bytes known to hold no complete head
         self._blank = False  # an empty line before the request line was skipped
+        self._last: RequestHead | None = None  # the last head, if it is worth to be remembered
+        self._last_bytes = b""
 
     @property
     def left(self) -> int:
@@ -51,7 +56,12 @@ class RequestReader:
         if end < 0:
             self._scanned = len(waiting)
             return None
-        head = parse_request(waiting[:end], self._bounds)
+        found = waiting[:end]
+        head = self._last
+        if head is None or found != self._last_bytes:  # programs ask the same again and again
+            head = parse_request(found, self._bounds)
+            if end <= MEMO_BLOCK_LENGTH:
+                self._last, self._last_bytes = head, found
         self.waiting = waiting[end + 4 :]
         self._scanned = 0
         self._blank = False

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from codius_proxy.chunked import LAST_CHUNK, MAX_LINES
 from codius_proxy.fields import HttpError
+from codius_proxy.request import MEMO_BLOCK_LENGTH
 from codius_proxy.request_reader import RequestReader
 from codius_proxy.response_reader import MAX_INTERIM, ResponseReader
 
@@ -137,3 +138,31 @@ def test_requests_behind_one_another_are_told_apart_however_they_arrive(cuts: li
                 found[-1] = (found[-1][0], found[-1][1] + reader.read_body())
     assert found == [(b"/a", b"abc"), (b"/b", b"1\r\nx\r\n0\r\n\r\n"), (b"/c", b"")]
     assert reader.waiting == b"GET"
+
+
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n" + LAST_CHUNK]
+)
+def test_the_same_head_again_is_read_as_a_request_of_its_own(body: bytes) -> None:
+    """It is not parsed a second time; its body is still another one."""
+    wire = b"POST / HTTP/1.1\r\nHost: a.example\r\n" + body
+    reader = RequestReader()
+    heads = []
+    for _ in range(3):
+        reader.receive(wire)
+        heads.append(reader.next_head())
+        rest = body.partition(b"\r\n\r\n")[2]
+        assert [reader.body_done, reader.read_body(), reader.body_done] == [False, rest, True]
+        assert reader.next_head() is None
+    assert heads[0] is heads[1] is heads[2]
+    reader.receive(wire.replace(b"POST", b"post"))
+    other = reader.next_head()
+    assert other is not None
+    assert other.method == b"post"
+
+
+def test_a_connection_at_rest_keeps_no_large_head() -> None:
+    reader = RequestReader()
+    reader.receive(b"GET /" + b"x" * MEMO_BLOCK_LENGTH + b" HTTP/1.1\r\nHost: a.example\r\n\r\n")
+    assert reader.next_head() is not None
+    assert reader._last is None
