@@ -34,7 +34,7 @@ PHASES: Final = (
     ("_containers", "open_netns", "meanwhile: open its network namespace"),
     ("_network", "attach", "meanwhile: attach its network"),
     ("_containers", "start_members", "start its program"),
-    ("", "_settle", "wait for its port, check it runs"),
+    ("_launcher", "_settle", "wait for its port, check it runs"),
     ("_store", "start_pod", "store: paid and running"),
 )
 """Door, method, what it is for people; in the order they happen."""
@@ -52,8 +52,7 @@ async def measure(podman: Path, image: str, directory: Path, rounds: int) -> dic
     spent: defaultdict[str, list[float]] = defaultdict(list)
     async with open_node(settings) as node:
         for door, method, name in PHASES:
-            owner = getattr(node.engine, door) if door else node.engine
-            _time(owner, method, spent[name])
+            _time(getattr(node.engine, door), method, spent[name])
         whole: list[float] = []
         for number in range(rounds + 1):
             upload = _make_upload(image, number)
