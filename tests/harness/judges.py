@@ -27,6 +27,8 @@ class Reading:
 
     requests: tuple[Seen, ...]
     refused: bool
+    upgraded: bool = False
+    """It took the last request's offer to upgrade for accepted, and what follows for something else."""
 
 
 def read_with_h11(data: bytes) -> Reading:
@@ -92,7 +94,7 @@ def read_with_llhttp(data: bytes) -> Reading:
     try:
         collector.parser.feed_data(data)
     except httptools.HttpParserUpgrade:
-        return Reading(tuple(collector.found), refused=False)
+        return Reading(tuple(collector.found), refused=False, upgraded=True)
     except httptools.HttpParserError:
         return Reading(tuple(collector.found), refused=True)
     return Reading(tuple(collector.found), refused=False)

@@ -31,6 +31,10 @@ OVER_SOCKETS = max(40, EXAMPLES // 20)
 Judge = Callable[[bytes], Reading]
 RENDERED = Identity("127.0.0.1", "http").render()
 NAME = name().encode()
+OFFER_WITH_BODY = (
+    b"GET / HTTP/1.1\r\nHost: " + HOST + b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Content-Length: 3\r\n\r\nGET / HTTP/1.1\r\nHost: " + HOST + b"\r\n\r\n"
+)
 COMMON = frozenset((b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"PATCH"))
 
 
@@ -144,9 +148,12 @@ def check_origin(data: bytes, decision: Decision, judge: Judge) -> None:
     else:
         complete = list(takewhile(lambda request: not request.after_blank, complete))
     reading = judge(data)
-    for request, seen in zip(complete, reading.requests, strict=False):
+    if reading.upgraded:  # httptools does not read on, not even the body that comes before any switch
+        complete = complete[: len(reading.requests)]
+    for number, (request, seen) in enumerate(zip(complete, reading.requests, strict=False), 1):
         assert request.head.method == seen.method, data
-        assert request.content == seen.body, data
+        unread = reading.upgraded and number == len(reading.requests)
+        assert unread or request.content == seen.body, data
         assert seen.hosts == (request.head.host,), data
         if seen.target.startswith((b"/", b"*")):
             assert request.head.target == seen.target, data
@@ -156,6 +163,7 @@ def check_origin(data: bytes, decision: Decision, judge: Judge) -> None:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STREAMS, CUTS)
 @example(VECTORS["CL.TE"], [])
+@example(OFFER_WITH_BODY, [])
 def test_nothing_is_forwarded_that_a_strict_reader_reads_differently(stream: bytes, cuts: list[int]) -> None:
     data = stream.replace(HOST, NAME)
     decision = decide(cut(data, cuts))
