@@ -24,7 +24,7 @@ _PREFIX: Final = "codius_proxy_"
 
 
 Sums: TypeAlias = tuple[
-    dict[str, tuple[int, int, int, dict[int, int]]],  # by pod: what `_Traffic` has, in its order
+    dict[str, tuple[int, int, int, dict[int, int]]],  # by pod: what `_Traffic.pack` gives
     dict[str, int],  # refusals by reason
     list[int],  # durations by bucket
     int,  # all of them together, in microseconds
@@ -52,6 +52,10 @@ class _Traffic:
             code = status if status in _CODES else status // 100 * 100
             self.by_status[code] = self.by_status.get(code, 0) + count
 
+    def pack(self) -> tuple[int, int, int, dict[int, int]]:
+        """What `add` takes."""
+        return self.last, self.received, self.sent, self.by_status
+
 
 def sum_up(visits: Iterable[Visit], offset: float) -> Sums:
     """Finished requests; `offset` is what the wall's clock is ahead of the monotonic one, in seconds."""
@@ -75,11 +79,7 @@ def sum_up(visits: Iterable[Visit], offset: float) -> Sums:
             took = int(seconds * MICRO)
             buckets[bisect_left(_BOUNDS, took)] += 1
             duration += took
-    shown = {
-        pod: (traffic.last, traffic.received, traffic.sent, traffic.by_status)
-        for pod, traffic in by_pod.items()
-    }
-    return shown, refusals, buckets, duration
+    return {pod: traffic.pack() for pod, traffic in by_pod.items()}, refusals, buckets, duration
 
 
 class Metrics:
@@ -97,13 +97,12 @@ class Metrics:
     def add(self, sums: Sums) -> None:
         """Finished requests, of any worker."""
         by_pod, refusals, buckets, duration = sums
-        for pod, (last, received, sent, by_status) in by_pod.items():
+        for pod, counted in by_pod.items():
             traffic = self._traffic.get(pod)
             if traffic is None:
                 traffic = self._add_pod(pod)
-            traffic.add(last, received, sent, by_status)
-        for reason, count in refusals.items():
-            self._refusals[reason] = self._refusals.get(reason, 0) + count
+            traffic.add(*counted)
+        _add(self._refusals, refusals)
         for number, count in enumerate(buckets):
             self._buckets[number] += count
         self._duration += duration
@@ -113,8 +112,7 @@ class Metrics:
 
     def count_turned_away(self, by_reason: Mapping[str, int]) -> None:
         """Connections that were ended without an answer."""
-        for reason, count in by_reason.items():
-            self._turned_away[reason] = self._turned_away.get(reason, 0) + count
+        _add(self._turned_away, by_reason)
 
     def count_lost(self, records: int) -> None:
         """Records that are in none of the other counters, nor in the access log."""
@@ -129,9 +127,7 @@ class Metrics:
             oldest = min(
                 (name for name in self._traffic if name != OTHER), key=lambda n: self._traffic[n].last
             )
-            found = self._traffic.pop(oldest)
-            rest = self._traffic.setdefault(OTHER, _Traffic())
-            rest.add(found.last, found.received, found.sent, found.by_status)
+            self._traffic.setdefault(OTHER, _Traffic()).add(*self._traffic.pop(oldest).pack())
         traffic = self._traffic[pod] = _Traffic()
         return traffic
 
@@ -177,6 +173,11 @@ class Metrics:
             "lost_records_total", "counter", "Requests left out of log and counters: too many at once.",
             [((), self._lost)],
         )  # fmt: skip
+
+
+def _add(sums: dict[str, int], counts: Mapping[str, int]) -> None:
+    for reason, count in counts.items():
+        sums[reason] = sums.get(reason, 0) + count
 
 
 def _family(
